@@ -1,0 +1,126 @@
+"""The record of one invocation, and Lambda's REPORT line made from it. Pure; must not touch engines or files.
+
+Units stand in the names. A value that could not be measured is None: never 0, never a guess.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+SCHEMA = "lambda-harness/1"
+
+
+class Outcome(StrEnum):
+    """How an invocation ended: a closed set."""
+
+    SUCCESS = "success"
+    FUNCTION_ERROR = "function_error"
+    TIMEOUT = "timeout"
+    OUT_OF_MEMORY = "out_of_memory"
+    RUNTIME_EXIT = "runtime_exit"
+    INIT_ERROR = "init_error"
+    INIT_TIMEOUT = "init_timeout"
+    RESPONSE_TOO_LARGE = "response_too_large"
+    THROTTLED = "throttled"
+    ENGINE_ERROR = "engine_error"
+
+
+class PhaseInit(StrEnum):
+    """Which init an invocation had to wait for."""
+
+    INIT = "init"
+    SUPPRESSED = "suppressed"
+
+
+class PeakMethod(StrEnum):
+    """How a peak was found: by resetting the kernel's mark, by a mark that rose, or by sampling only."""
+
+    RESET = "reset"
+    HIGH_WATER = "high_water"
+    SAMPLED = "sampled"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Invocation:
+    """One request and all that was measured about it.
+
+    ``response`` is the parsed JSON of the function's answer (or of Lambda's error body); where the answer was not JSON
+    it is the base64 text of its bytes and ``response_encoding`` says ``base64``.
+    """
+
+    request_id: str
+    function: str
+    runtime: str | None
+    memory_mb: int
+    architecture: str
+    image: str
+    rie_version: str | None
+    sandbox_id: str
+    sequence: int
+    cold: bool
+    phase_init: PhaseInit | None
+    started_at: str
+    outcome: Outcome
+    error_type: str | None = None
+    error_message: str | None = None
+    init_ms: float | None = None
+    duration_ms: float | None = None
+    billed_ms: int | None = None
+    restore_ms: float | None = None
+    frozen_ms: float | None = None
+    freeze_ms: float | None = None
+    thaw_ms: float | None = None
+    boost_lag_ms: float | None = None
+    client_ms: float | None = None
+    cpu_ms: float | None = None
+    throttled_ms: float | None = None
+    throttled_periods: int | None = None
+    peak_rss_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    resident_after_bytes: int | None = None
+    page_cache_bytes: int | None = None
+    processes: int | None = None
+    threads: int | None = None
+    open_files: int | None = None
+    tmp_bytes: int | None = None
+    max_memory_used_mb: int | None = None
+    peak_method: PeakMethod | None = None
+    vantage: str = "api"
+    cgroup_version: int | None = None
+    cpu_quota_us: int | None = None
+    cpu_period_us: int | None = None
+    cpuset: str | None = None
+    memory_limit_bytes: int | None = None
+    cpu_capped: bool = False
+    cost_usd: float | None = None
+    response: Any = None
+    response_encoding: str = "json"
+    response_bytes: int | None = None
+    log_tail: str = ""
+    report: str = ""
+    notes: tuple[str, ...] = ()
+    """What was not measured or not enforced in this invocation, and why: one sentence each."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record as JSON types, in the order of the fields."""
+        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        found["notes"] = list(self.notes)
+        return found
+
+    @classmethod
+    def from_dict(cls, found: dict[str, Any]) -> Invocation:
+        """The inverse of `as_dict`; unknown fields (of a newer harness) are dropped."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        kept = {name: value for name, value in found.items() if name in names}
+        kept["outcome"] = Outcome(kept["outcome"])
+        kept["phase_init"] = PhaseInit(kept["phase_init"]) if kept.get("phase_init") else None
+        kept["peak_method"] = PeakMethod(kept["peak_method"]) if kept.get("peak_method") else None
+        kept["notes"] = tuple(kept.get("notes", ()))
+        return cls(**kept)
+
+    def to_json(self) -> str:
+        return json.dumps(self.as_dict(), ensure_ascii=False)
