@@ -1,7 +1,7 @@
 """Memory size -> CPU: the arithmetic of Lambda's tiers. Pure; must not know engines or containers.
 
-Sources: AWS documents that 1769 MB have the equivalent of one vCPU and that CPU grows in proportion to memory. The 20 ms
-CFS period and the steps of the visible vCPUs were observed inside Lambda and published ("Demystifying Serverless Costs
+Sources: AWS documents that 1769 MB have the equivalent of one vCPU and that CPU grows in proportion to memory. The
+20 ms CFS period and the steps of the visible vCPUs were observed inside Lambda and published ("Demystifying Serverless Costs
 on Public Platforms", EuroSys '26; the AWS documentation names 6 vCPUs as the maximum).
 """
 
@@ -18,7 +18,7 @@ MEMORY_MB_PER_VCPU = 1769
 """Memory size at which a function has the equivalent of one vCPU [AWS Lambda developer guide, "Configure memory"]."""
 
 CPU_PERIOD_US = 20_000
-"""CFS bandwidth period on Lambda, in microseconds. Docker's ``--cpus`` takes 100 000, which is wrong for short handlers."""
+"""CFS bandwidth period on Lambda, in microseconds. Docker's ``--cpus`` takes 100 000: wrong for short handlers."""
 
 BOOST_VCPUS = 2
 """Init runs at this many vCPUs whatever the memory size."""
