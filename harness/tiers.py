@@ -1,8 +1,8 @@
 """Memory size -> CPU: the arithmetic of Lambda's tiers. Pure; must not know engines or containers.
 
 Sources: AWS documents that 1769 MB have the equivalent of one vCPU and that CPU grows in proportion to memory. The
-20 ms CFS period and the steps of the visible vCPUs were observed inside Lambda and published ("Demystifying Serverless Costs
-on Public Platforms", EuroSys '26; the AWS documentation names 6 vCPUs as the maximum).
+20 ms CFS period and the steps of the visible vCPUs were observed inside Lambda and published ("Demystifying Serverless
+Costs on Public Platforms", EuroSys '26; the AWS documentation names 6 vCPUs as the maximum).
 """
 
 from __future__ import annotations
