@@ -124,3 +124,37 @@ class Invocation:
 
     def to_json(self) -> str:
         return json.dumps(self.as_dict(), ensure_ascii=False)
+
+
+def report_line(
+    *,
+    request_id: str,
+    duration_ms: float | None,
+    billed: int | None,
+    memory_mb: int,
+    max_memory_used_mb: int | None,
+    init_ms: float | None,
+    outcome: Outcome,
+    error_type: str | None,
+) -> str:
+    """The REPORT line as Lambda prints it, tabs included (forms recorded from Lambda's own logs).
+
+    A figure that was not measured stands as ``-``: Lambda has no word for it.
+    """
+    duration = "-" if duration_ms is None else f"{duration_ms:.2f}"
+    fields = [
+        f"REPORT RequestId: {request_id}",
+        f"Duration: {duration} ms",
+        f"Billed Duration: {'-' if billed is None else billed} ms",
+        f"Memory Size: {memory_mb} MB",
+        f"Max Memory Used: {'-' if max_memory_used_mb is None else max_memory_used_mb} MB",
+    ]
+    if init_ms is not None:
+        fields.append(f"Init Duration: {init_ms:.2f} ms")
+    if outcome in (Outcome.TIMEOUT, Outcome.INIT_TIMEOUT):
+        fields.append("Status: timeout")
+    elif outcome is Outcome.OUT_OF_MEMORY:
+        fields += ["Status: error", "Error Type: Runtime.OutOfMemory"]
+    elif outcome in (Outcome.RUNTIME_EXIT, Outcome.INIT_ERROR):
+        fields += ["Status: error", f"Error Type: {error_type or 'Runtime.ExitError'}"]
+    return "\t".join(fields) + "\t"

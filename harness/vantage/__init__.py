@@ -1,0 +1,117 @@
+"""Where a sandbox's cgroup and processes are reached from: one interface, and the choice of the vantage.
+
+``host``: this kernel runs the containers and this process may write their cgroups. ``api``: nothing but the engine's API.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from harness.engine.containers import Container
+from harness.invocation import PeakMethod
+from harness.tiers import Tier
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What the kernel (or the engine) says of one invocation. None: it could not be measured."""
+
+    cpu_ms: float | None = None
+    throttled_ms: float | None = None
+    throttled_periods: int | None = None
+    peak_rss_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    peak_method: PeakMethod | None = None
+    resident_after_bytes: int | None = None
+    page_cache_bytes: int | None = None
+    processes: int | None = None
+    threads: int | None = None
+    open_files: int | None = None
+    tmp_bytes: int | None = None
+    oom_kills: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Granted:
+    """The limits of a sandbox as read back from the kernel (or from the engine)."""
+
+    cpu_quota_us: int | None
+    cpu_period_us: int | None
+    cpuset: str | None
+    memory_limit_bytes: int | None
+    cgroup_version: int | None
+    cpu_capped: bool
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TmpVolume:
+    """What is mounted at /tmp: a host path or a volume name; ``exact`` if writing beyond the size fails with ENOSPC."""
+
+    source: str
+    exact: bool
+    mounted: Callable[[], None]
+    """To be called once the container has started: the vantage lets go of its own hold on it."""
+    discard: Callable[[], None]
+    """To be called at the end, or when the container could not be started. Safe to call twice."""
+    note: str = ""
+
+
+class Reach(Protocol):
+    """One running container, as seen from a vantage."""
+
+    @property
+    def relay_pid(self) -> int | None:
+        """The process in whose network namespace the Runtime API can be relayed, or None where it cannot."""
+
+    def prepare(self, tier: Tier, cpus: tuple[int, ...]) -> Granted:
+        """Set every limit, read each back; `LimitError` if one is not what was asked for."""
+
+    def boost(self) -> None:
+        """Init begins: no quota."""
+
+    def restrict(self) -> None:
+        """Init is over: the tier's quota holds from now on."""
+
+    def throttled_init(self) -> None:
+        """A suppressed init begins: Lambda does not boost it."""
+
+    def mark(self) -> None:
+        """An invocation begins: reset the peaks, remember the counters."""
+
+    def sample(self) -> None:
+        """Look at what cannot be known afterwards."""
+
+    def observe(self) -> Observation:
+        """What happened since `mark`."""
+
+    def freeze(self) -> None: ...
+
+    def thaw(self) -> None: ...
+
+    def kill_runtime(self) -> None:
+        """Kill every process of the sandbox but the RIE."""
+
+    def release(self) -> None:
+        """Leave the sandbox in a state in which the engine can remove it."""
+
+
+class Vantage(Protocol):
+    """Opens sandboxes; one for a whole command."""
+
+    name: str
+
+    def tmp(self, size_mb: int, sandbox_id: str) -> TmpVolume:
+        """Storage for a sandbox's /tmp, of exactly this size where the vantage allows."""
+
+    def reach(self, container: Container) -> Reach:
+        """The started container, reachable."""
+
+    def cpus(self) -> tuple[int, ...]:
+        """The CPUs that sandboxes may use."""
+
+    def let_go(self, container_id: str, pid: int) -> None:
+        """Make a container of a dead owner removable (thaw it); quiet if there is nothing to do."""

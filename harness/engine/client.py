@@ -1,0 +1,185 @@
+"""The connection to the container engine, its facts, and who owns what the harness creates.
+
+This package is the only one that imports ``docker``. Everything the harness creates in the engine carries the labels of
+`owner_labels`; `reap` removes what belongs to an owner that is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import docker
+import docker.errors
+import psutil
+import requests.exceptions
+
+from harness.errors import EngineError
+
+LABEL = "lambda-harness"
+LABEL_OWNER = f"{LABEL}.owner"
+LABEL_SANDBOX = f"{LABEL}.sandbox"
+
+START_ENGINE = (
+    "start Docker (on Debian and Ubuntu: 'apt-get install docker.io', or 'make engine' in a checkout), or point "
+    "DOCKER_HOST at an engine; 'lambda-harness doctor' tells what was found"
+)
+
+ENGINE_FAILURES: tuple[type[Exception], ...] = (
+    docker.errors.DockerException,
+    requests.exceptions.RequestException,
+    ConnectionError,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFacts:
+    """What the engine says of itself and of the kernel below it."""
+
+    name: str
+    version: str
+    api_version: str
+    cgroup_version: int
+    cgroup_driver: str
+    kernel: str
+    architecture: str
+    cpus: int
+    memory_bytes: int
+    operating_system: str
+    rootless: bool
+
+
+@functools.cache
+def boot_id() -> str:
+    """This boot of this kernel; a process id means nothing across boots."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return str(int(psutil.boot_time()))
+
+
+def owner() -> str:
+    """This process, told apart from any other that had or will have its id: ``pid:create time:boot id``."""
+    process = psutil.Process()
+    return f"{process.pid}:{process.create_time():.2f}:{boot_id()}"
+
+
+def owner_is_gone(text: str) -> bool:
+    """Whether the process that wrote this label has ended. An owner on another machine's boot counts as gone."""
+    pid, _, rest = text.partition(":")
+    created, _, boot = rest.partition(":")
+    if boot != boot_id() or not pid.isdigit():
+        return True
+    try:
+        return f"{psutil.Process(int(pid)).create_time():.2f}" != created
+    except psutil.NoSuchProcess:
+        return True
+
+
+class Engine:
+    """A connection to one engine. Threads get a client each: the SDK's session is not safe to share."""
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+
+    @property
+    def docker(self) -> docker.DockerClient:
+        client = getattr(self._local, "client", None)
+        if client is None:
+            try:
+                # The version is negotiated: engines from 20.10 on speak different ones.
+                client = docker.from_env(version="auto", timeout=120)
+            except ENGINE_FAILURES as error:
+                raise self._unreachable(error) from error
+            self._local.client = client
+        return client  # type: ignore[no-any-return]  # thread-local attributes are untyped
+
+    @staticmethod
+    def _unreachable(error: Exception) -> EngineError:
+        where = os.environ.get("DOCKER_HOST", "its usual socket")
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return EngineError(f"no Docker engine answers at {where}: {reason[:200]}", remedy=START_ENGINE)
+
+    @contextlib.contextmanager
+    def asked(self, what: str) -> Iterator[None]:
+        """Translate the SDK's failures while the engine is asked for something."""
+        try:
+            yield
+        except docker.errors.APIError as error:
+            raise EngineError(f"the engine refused to {what}: {error.explanation or error}") from error
+        except ENGINE_FAILURES as error:
+            raise EngineError(
+                f"the engine went away while asked to {what}: {str(error)[:200]}", remedy=START_ENGINE
+            ) from error
+
+    def facts(self) -> EngineFacts:
+        """Ask the engine what it is; `EngineError` when none answers."""
+        client = self.docker
+        with self.asked("describe itself"):
+            info: dict[str, Any] = client.info()
+            version: dict[str, Any] = client.version()
+        engine_name = next(
+            (part["Name"] for part in version.get("Components", []) if "Engine" in part.get("Name", "")), "Docker Engine"
+        )
+        machine = str(info.get("Architecture", ""))
+        return EngineFacts(
+            name=engine_name,
+            version=str(info.get("ServerVersion", "")),
+            api_version=str(client.api.api_version),
+            cgroup_version=int(info.get("CgroupVersion") or 1),
+            cgroup_driver=str(info.get("CgroupDriver", "")),
+            kernel=str(info.get("KernelVersion", "")),
+            architecture={"aarch64": "arm64", "arm64": "arm64"}.get(machine, "x86_64"),
+            cpus=int(info.get("NCPU") or 1),
+            memory_bytes=int(info.get("MemTotal") or 0),
+            operating_system=str(info.get("OperatingSystem", "")),
+            rootless=any("rootless" in option for option in info.get("SecurityOptions") or []),
+        )
+
+    def close(self) -> None:
+        client = getattr(self._local, "client", None)
+        if client is not None:
+            client.close()
+            self._local.client = None
+
+
+def owner_labels(sandbox_id: str) -> dict[str, str]:
+    """The labels that everything created for a sandbox carries."""
+    return {LABEL: "1", LABEL_OWNER: owner(), LABEL_SANDBOX: sandbox_id}
+
+
+def reap(engine: Engine, *, release: Callable[[str, int], None], everything: bool = False) -> list[str]:
+    """Remove the containers and volumes of owners that are gone; returns their names.
+
+    ``release(container_id, pid)`` is called before each removal: a frozen container cannot be killed on cgroup v1, so
+    the vantage thaws it first. With ``everything`` what living owners hold is removed too.
+    """
+    removed = []
+    client = engine.docker
+    with engine.asked("list what earlier runs left behind"):
+        containers = client.containers.list(all=True, filters={"label": LABEL_OWNER}, ignore_removed=True)
+    for container in containers:
+        if not everything and not owner_is_gone(container.labels.get(LABEL_OWNER, "")):
+            continue
+        with contextlib.suppress(docker.errors.NotFound, KeyError):
+            state = client.api.inspect_container(container.id)["State"]
+            release(str(container.id), int(state.get("Pid") or 0))
+            if state.get("Paused"):
+                with contextlib.suppress(docker.errors.APIError):
+                    container.unpause()
+        with contextlib.suppress(docker.errors.NotFound), engine.asked(f"remove container {container.short_id}"):
+            container.remove(force=True, v=True)
+            removed.append(f"container {container.name}")
+    with engine.asked("list volumes"):
+        volumes = client.volumes.list(filters={"label": LABEL_OWNER})
+    for volume in volumes:
+        if everything or owner_is_gone((volume.attrs.get("Labels") or {}).get(LABEL_OWNER, "")):
+            with contextlib.suppress(docker.errors.NotFound), engine.asked(f"remove volume {volume.name}"):
+                volume.remove(force=True)
+                removed.append(f"volume {volume.name}")
+    return removed

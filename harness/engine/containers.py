@@ -1,0 +1,186 @@
+"""One container of the engine: create, start, attach, pause, remove. Knows nothing of Lambda, cgroups or the RIE."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import docker.errors
+from docker.types import LogConfig, Ulimit
+
+from harness.engine.client import ENGINE_FAILURES, Engine
+from harness.errors import EngineError, SandboxGone
+
+RIE_PORT = 8080
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContainerSpec:
+    """What to create. ``binds`` maps host paths (or volume names) to (container path, "ro" or "rw")."""
+
+    name: str
+    image: str
+    command: tuple[str, ...]
+    entrypoint: tuple[str, ...] | None
+    environment: Mapping[str, str]
+    labels: Mapping[str, str]
+    binds: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    cpuset: str
+    memory_bytes: int
+    publish: bool
+    user: str = "993:990"
+    processes: int = 1024
+    open_files: int = 1024
+
+
+class Container:
+    """A context manager: on leaving, the container is gone, whatever happened."""
+
+    def __init__(self, engine: Engine, spec: ContainerSpec) -> None:
+        self._engine = engine
+        self._api = engine.docker.api
+        self.spec = spec
+        self.id = ""
+        self.pid = 0
+        self.address = ""
+        """host:port at which the RIE answers, once started."""
+
+    def __enter__(self) -> Container:
+        with self._engine.asked(f"create a container of image {self.spec.image}"):
+            self.id = self._create()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def _create(self) -> str:
+        spec, api = self.spec, self._api
+        ports = {RIE_PORT: ("127.0.0.1", None)} if spec.publish else None
+        host: dict[str, Any] = api.create_host_config(
+            binds=[f"{source}:{target}:{mode}" for source, (target, mode) in spec.binds.items()],
+            port_bindings=ports,
+            mem_limit=spec.memory_bytes,
+            # Without it Docker grants the same amount again as swap, and hides out-of-memory kills.
+            memswap_limit=spec.memory_bytes,
+            cpuset_cpus=spec.cpuset,
+            read_only=True,
+            cap_drop=["ALL"],
+            security_opt=["no-new-privileges"],
+            pids_limit=spec.processes,
+            ulimits=[Ulimit(name="nofile", soft=spec.open_files, hard=spec.open_files)],
+            # Nothing is kept by the engine: a function may print 100 MB. The attached stream still gets every byte.
+            log_config=LogConfig(type="none"),
+            init=False,
+        )
+        created = api.create_container(
+            spec.image,
+            command=list(spec.command),
+            entrypoint=list(spec.entrypoint) if spec.entrypoint else None,
+            environment=dict(spec.environment),
+            labels=dict(spec.labels),
+            name=spec.name,
+            user=spec.user,
+            ports=[RIE_PORT] if spec.publish else None,
+            host_config=host,
+        )
+        return str(created["Id"])
+
+    def attach(self) -> socket.socket:
+        """The container's multiplexed output stream (8-byte frame headers), from its first byte on.
+
+        To be called before `start`. The caller owns the socket.
+        """
+        with self._engine.asked("attach to a container"):
+            stream = self._api.attach_socket(self.id, params={"stdout": 1, "stderr": 1, "stream": 1, "logs": 0})
+        # docker-py hands out a SocketIO for unix sockets and a response-like object for TLS: both wrap the real one.
+        raw = getattr(stream, "_sock", stream)
+        with contextlib.suppress(AttributeError):
+            raw.settimeout(None)
+        self._stream = stream  # the wrapper closes the socket when collected: keep it
+        return raw  # type: ignore[no-any-return]
+
+    def start(self) -> None:
+        with self._engine.asked(f"start a container of image {self.spec.image}"):
+            self._api.start(self.id)
+            self._inspect()
+
+    def _inspect(self) -> None:
+        found = self._api.inspect_container(self.id)
+        if not found["State"]["Running"]:
+            raise EngineError(
+                f"the container of image {self.spec.image} ended at once (exit code {found['State']['ExitCode']}): "
+                f"{found['State'].get('Error') or 'its entrypoint gave up'}",
+                remedy="see that the image is a Lambda image: an entrypoint that takes the handler, and a bootstrap",
+            )
+        self.pid = int(found["State"]["Pid"])
+        network = found["NetworkSettings"]
+        if self.spec.publish:
+            mapping = network["Ports"][f"{RIE_PORT}/tcp"][0]
+            self.address = f"{mapping['HostIp']}:{mapping['HostPort']}"
+        else:
+            address = network.get("IPAddress") or next(
+                (net["IPAddress"] for net in network.get("Networks", {}).values() if net.get("IPAddress")), ""
+            )
+            if not address:
+                raise EngineError(
+                    "the engine gave the container no address on its bridge network",
+                    remedy="see that the engine's default bridge is enabled, or use --vantage api",
+                )
+            self.address = f"{address}:{RIE_PORT}"
+
+    def why_gone(self) -> SandboxGone:
+        """An error that says what became of the container."""
+        try:
+            state = self._api.inspect_container(self.id)["State"]
+        except docker.errors.NotFound:
+            return SandboxGone(f"container {self.spec.name} was removed by someone else")
+        except ENGINE_FAILURES as error:
+            return SandboxGone(f"the engine went away while {self.spec.name} was running: {str(error)[:160]}")
+        if state["Running"]:
+            return SandboxGone(f"the RIE in container {self.spec.name} does not answer")
+        return SandboxGone(f"container {self.spec.name} ended with exit code {state['ExitCode']}")
+
+    def running(self) -> bool:
+        try:
+            return bool(self._api.inspect_container(self.id)["State"]["Running"])
+        except (docker.errors.NotFound, *ENGINE_FAILURES):
+            return False
+
+    def pause(self) -> None:
+        with self._engine.asked("pause a container"):
+            self._api.pause(self.id)
+
+    def unpause(self) -> None:
+        with self._engine.asked("unpause a container"):
+            self._api.unpause(self.id)
+
+    def update(self, **limits: int | str) -> None:
+        """Change limits through the engine (names as in the SDK: cpu_quota, cpu_period, mem_limit, memswap_limit)."""
+        with self._engine.asked("change the limits of a container"):
+            self._api.update_container(self.id, **limits)
+
+    def stats(self) -> dict[str, Any]:
+        """One sample of the engine's statistics, without the second that it would otherwise wait for a pair."""
+        with self._engine.asked("read the statistics of a container"):
+            found: dict[str, Any] = self._api.stats(self.id, stream=False, one_shot=True)
+        return found
+
+    def execute(self, command: list[str]) -> str:
+        """Run a command inside and return what it printed."""
+        with self._engine.asked("run a command in a container"):
+            created = self._api.exec_create(self.id, command)
+            return bytes(self._api.exec_start(created["Id"])).decode(errors="replace")
+
+    def remove(self) -> None:
+        """Remove the container and its volumes; one that is already gone is fine, and so is an engine that went away.
+
+        What an unreachable engine still holds is labelled with this process and is reaped by the next command.
+        """
+        if not self.id:
+            return
+        with contextlib.suppress(docker.errors.NotFound, docker.errors.APIError, *ENGINE_FAILURES):
+            self._api.remove_container(self.id, force=True, v=True)
+        self.id = ""

@@ -1,0 +1,212 @@
+"""Processes of a sandbox, from /proc: resident memory and its peak, threads, open files, the use of /tmp.
+
+Reads one process a call and keeps nothing. Must not know cgroups, containers or which process is whose. ``root`` stands
+for /proc, so that a recorded tree can be read. What is gone, a zombie, forbidden or unknown to the kernel is None (or
+False), never a guess.
+
+How exact the kernel's figures of resident memory are: since 6.2 they are counters kept for each CPU. Some kernels show
+in `statm` and `status` only what has been handed in to the total, which may be off by up to 32 pages (on many CPUs by
+twice their number) for each CPU and kind of memory; others add up all parts when asked. `smaps_rollup` walks the page
+tables and has always been exact, but takes time in proportion to the size.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_CHUNK_BYTES = 65536
+
+# Positions after the ")" that ends the name in /proc/PID/stat, see proc_pid_stat(5): its field number minus 3.
+_STATE, _CMINFLT, _CMAJFLT, _CUTIME, _CSTIME, _NUM_THREADS, _STARTTIME = 0, 8, 10, 13, 14, 17, 19
+_DEAD = frozenset("ZXx")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """One process at one moment. ``start_ticks`` (since boot) together with the PID names it for good."""
+
+    pid: int
+    name: str
+    rss_bytes: int
+    peak_rss_bytes: int | None
+    anon_bytes: int | None
+    threads: int
+    open_files: int | None
+    start_ticks: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReapedChildren:
+    """What a process has inherited from children that ended and that it waited for.
+
+    Compared with an earlier reading it tells that children lived and died in between, whose peaks nobody saw. Children
+    whose parent ignores SIGCHLD leave no trace here.
+    """
+
+    minor_faults: int
+    major_faults: int
+    cpu_ticks: int
+
+
+def read(pid: int, root: str = "/proc") -> Process | None:
+    """What is known of a process; None when it is gone or a zombie. About 20 us."""
+    stat = _read(f"{root}/{pid}/stat")
+    status = _read(f"{root}/{pid}/status")
+    if stat is None or status is None:
+        return None
+    fields = _after_name(stat)
+    rss = _kilobytes(status, b"\nVmRSS:")
+    if fields is None or rss is None:
+        return None
+    return Process(
+        pid=pid,
+        name=stat[stat.index(b"(") + 1 : stat.rindex(b")")].decode("utf-8", "replace"),
+        rss_bytes=rss,
+        peak_rss_bytes=_kilobytes(status, b"\nVmHWM:"),
+        anon_bytes=_kilobytes(status, b"\nRssAnon:"),
+        threads=int(fields[_NUM_THREADS]),
+        open_files=_open_files(pid, root),
+        start_ticks=int(fields[_STARTTIME]),
+    )
+
+
+def reset_peak_rss(pid: int, root: str = "/proc") -> bool:
+    """Start VmHWM again from what is resident now; False where this is not possible."""
+    try:
+        # The file takes writes alone, and opening it needs the rights of a debugger on that process.
+        descriptor = os.open(f"{root}/{pid}/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        os.write(descriptor, b"5")
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def rss_bytes(pid: int, root: str = "/proc") -> int | None:
+    """Resident memory at this moment, from `statm`: the cheapest reading there is."""
+    statm = _read(f"{root}/{pid}/statm")
+    if not statm:
+        return None
+    pages = int(statm.split(b" ", 2)[1])
+    return pages * _PAGE_BYTES if pages else None  # 0: a zombie, whose memory is gone
+
+
+def start_ticks(pid: int, root: str = "/proc") -> int | None:
+    """When a process started: another figure under the same PID is another process."""
+    stat = _read(f"{root}/{pid}/stat")
+    fields = None if stat is None else _after_name(stat)
+    return None if fields is None else int(fields[_STARTTIME])
+
+
+def reaped_children(pid: int, root: str = "/proc") -> ReapedChildren | None:
+    """What ended children left with this process; compare with an earlier reading."""
+    stat = _read(f"{root}/{pid}/stat")
+    fields = None if stat is None else _after_name(stat)
+    if fields is None:
+        return None
+    return ReapedChildren(
+        minor_faults=int(fields[_CMINFLT]),
+        major_faults=int(fields[_CMAJFLT]),
+        cpu_ticks=int(fields[_CUTIME]) + int(fields[_CSTIME]),
+    )
+
+
+def anonymous_bytes(pid: int, root: str = "/proc") -> int | None:
+    """Anonymous resident memory from `status`: cheap; see the module's text on how exact it is."""
+    status = _read(f"{root}/{pid}/status")
+    return None if status is None else _kilobytes(status, b"\nRssAnon:")
+
+
+def exact_anonymous_bytes(pid: int, root: str = "/proc") -> int | None:
+    """Anonymous resident memory from `smaps_rollup`: exact, by a walk over the page tables.
+
+    A page shared with a forked process counts whole here, for each of them; see `anonymous_share_bytes`.
+    """
+    rollup = _read(f"{root}/{pid}/smaps_rollup")
+    return None if rollup is None else _kilobytes(rollup, b"\nAnonymous:")
+
+
+def anonymous_share_bytes(pid: int, root: str = "/proc") -> int | None:
+    """As `exact_anonymous_bytes`, a page shared by n processes counted as 1/n in each: sums over processes are true."""
+    rollup = _read(f"{root}/{pid}/smaps_rollup")
+    return None if rollup is None else _kilobytes(rollup, b"\nPss_Anon:")
+
+
+def tmp_bytes(pid: int, root: str = "/proc") -> int | None:
+    """Bytes in use on the file system at the /tmp that this process sees, the file system's own few included.
+
+    None where /tmp is a directory of the root file system. Where it is a directory of some other file system the figure
+    is that file system's: ask `tmp_is_own_filesystem` once for each sandbox.
+    """
+    try:
+        # O_NOFOLLOW: an absolute symbolic link in an image would lead out into our own file system.
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(f"{root}/{pid}/root/tmp", flags)
+    except OSError:
+        return None
+    try:
+        if os.fstat(descriptor).st_dev == os.stat(f"{root}/{pid}/root").st_dev:  # noqa: PTH116 - one call, no objects
+            return None
+        found = os.fstatvfs(descriptor)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return (found.f_blocks - found.f_bfree) * found.f_frsize
+
+
+def tmp_is_own_filesystem(pid: int, root: str = "/proc") -> bool | None:
+    """Whether a whole file system is mounted at the process's /tmp, and not a directory of another; None: unknown."""
+    mountinfo = _read(f"{root}/{pid}/mountinfo")
+    if mountinfo is None:
+        return None
+    own = False
+    for line in mountinfo.splitlines():
+        fields = line.split(b" ", 5)
+        if fields[4] == b"/tmp":  # the last mount at one place hides those before
+            own = fields[3] == b"/"
+    return own
+
+
+def _read(path: str) -> bytes | None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        data = os.read(descriptor, _CHUNK_BYTES)
+        # The kernel hands out long files in pieces of about a page: only an empty answer is the end.
+        while more := os.read(descriptor, _CHUNK_BYTES):
+            data += more
+    except OSError:  # ESRCH: the process ended between open and read
+        return None
+    finally:
+        os.close(descriptor)
+    return data
+
+
+def _after_name(stat: bytes) -> list[bytes] | None:
+    """The fields after the name, which may itself hold spaces and parentheses; None for a dead process."""
+    fields = stat[stat.rfind(b")") + 2 :].split()
+    return None if not fields or fields[_STATE].decode() in _DEAD else fields
+
+
+def _kilobytes(text: bytes, key: bytes) -> int | None:
+    """The value of a ``Key:   123 kB`` line, in bytes (the kernel's kB are 1024)."""
+    at = text.find(key)
+    if at < 0:
+        return None
+    return int(text[at + len(key) : text.index(b"kB", at)]) * 1024
+
+
+def _open_files(pid: int, root: str) -> int | None:
+    try:
+        return len(os.listdir(f"{root}/{pid}/fd"))  # noqa: PTH208 - half the time of Path.iterdir
+    except OSError:
+        return None

@@ -1,0 +1,490 @@
+"""The life of one execution environment: start, invoke, freeze, thaw, reset, shutdown; and the record of each invocation.
+
+One request at a time. Which steps are legal when stands in `harness.lifecycle`; what an invocation's evidence means in
+`judge`. Must not import ``docker``, and must not know how a cgroup is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import httpx
+
+from harness import environment, lifecycle, pricing
+from harness.engine import relay_mount
+from harness.engine.client import Engine, owner_labels
+from harness.engine.containers import Container, ContainerSpec
+from harness.engine.images import ResolvedImage
+from harness.errors import EngineError, HarnessError, SandboxGone
+from harness.function import Function, Laid
+from harness.invocation import Invocation, Outcome, PhaseInit, report_line
+from harness.judge import Verdict, judge
+from harness.rie import Answer, RieClient
+from harness.tiers import CPU_PERIOD_US, Tier, billed_ms, tier
+from harness.vantage import Granted, Observation, Reach, Vantage
+from harness.watch import Exchange, Watch
+
+INIT_LIMIT_S = 10.0
+"""Lambda ends an init after this long and tries again inside the first invocation [AWS developer guide]."""
+
+_GRACE_S = 30.0
+"""How much longer than every limit the RIE may take before it is given up."""
+_LOG_PATIENCE_S = 0.5
+"""How long the last lines of an invocation's log may take to arrive; they take about 1 ms."""
+_MIB = 1024 * 1024
+
+
+class Cell(Protocol):
+    """What a sandbox is made of below its phases: a started container, its reach, its watch and its RIE.
+
+    Tests put a fake here; `ContainerCell` is the real one.
+    """
+
+    granted: Granted
+    reach: Reach
+    notes: tuple[str, ...]
+
+    def start(self) -> None: ...
+
+    def expect(self, *, timeout_s: float, init_limit_s: float) -> Exchange: ...
+
+    def request(self, event: bytes, *, timeout_s: float) -> Answer: ...
+
+    def settle(self, exchange: Exchange) -> None: ...
+
+    def gone(self, error: BaseException) -> SandboxGone: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What sandboxes of one command share."""
+
+    engine: Engine
+    vantage: Vantage
+    image: ResolvedImage
+    laid: Laid
+    start: tuple[tuple[str, ...] | None, tuple[str, ...]]
+    """Entrypoint and command of the containers, see `harness.engine.entrypoint`."""
+    rie_version: str | None
+    on_output: Callable[[bytes], None] | None = None
+    freeze: bool = True
+    sample_s: float = 0.02
+
+
+class ContainerCell:
+    """A real container with everything around it. Everything is given back in `close`, in the reverse order."""
+
+    def __init__(self, function: Function, around: Surroundings, sandbox_id: str, cpus: tuple[int, ...]) -> None:
+        self._function, self._around, self._id, self._cpus = function, around, sandbox_id, cpus
+        self._undo = contextlib.ExitStack()
+        self.granted: Granted
+        self.reach: Reach
+        self.notes: tuple[str, ...] = ()
+        self._watch: Watch
+        self._rie: RieClient
+        self._container: Container
+
+    def start(self) -> None:
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self) -> None:
+        around, function, size = self._around, self._function, tier(self._function.memory_mb)
+        volume = around.vantage.tmp(function.tmp_mb, self._id)
+        self._undo.callback(volume.discard)
+        container = Container(around.engine, self._spec(size, volume.source))
+        self._container = self._undo.enter_context(container)
+        log = container.attach()
+        self._undo.callback(log.close)
+        container.start()
+        volume.mounted()
+        self.reach = around.vantage.reach(container)
+        self._undo.callback(self.reach.release)
+        self.granted = self.reach.prepare(size, self._cpus)
+        self._watch = Watch(
+            name=self._id,
+            log=log,
+            relay_pid=self.reach.relay_pid,
+            on_init_begun=self._init_begun,
+            on_init_done=self.reach.restrict,
+            kill_runtime=self.reach.kill_runtime,
+            event_headers=self._event_headers,
+            on_output=around.on_output,
+            on_sample=self.reach.sample,
+            sample_s=around.sample_s,
+        )
+        self._undo.callback(self._watch.stop)
+        self._watch.begin_watching()
+        self._rie = RieClient(container.address)
+        self._undo.callback(self._rie.close)
+        notes = [*self.granted.notes, volume.note, *getattr(self.reach, "notes", ())]
+        self.notes = tuple(note for note in notes if note)
+
+    def _spec(self, size: Tier, tmp: str) -> ContainerSpec:
+        function, around = self._function, self._around
+        files = relay_mount.directory(function.architecture)
+        binds = {tmp: ("/tmp", "rw"), str(files): (relay_mount.MOUNTED_AT, "ro")}  # noqa: S108  # Lambda's own /tmp
+        relayed = around.vantage.name == "host"
+        starter = files / ("aws-lambda-rie" if relayed else "rie")
+        binds[str(starter)] = (relay_mount.RIE_PATH, "ro")
+        if around.laid.task_dir is not None:
+            binds[str(around.laid.task_dir)] = ("/var/task", "ro")
+        if around.laid.layers_dir is not None:
+            binds[str(around.laid.layers_dir)] = ("/opt", "ro")
+        now = datetime.datetime.now(datetime.UTC)
+        variables = environment.variables(function, log_stream=environment.log_stream_name(now))
+        # The RIE's own timer starts before init and only takes whole seconds: it must never be the first to fire.
+        rie_timeout = str(function.timeout_s + int(2 * INIT_LIMIT_S + _GRACE_S))
+        variables[relay_mount.TIMEOUT_VARIABLE if relayed else "AWS_LAMBDA_FUNCTION_TIMEOUT"] = rie_timeout
+        entrypoint, command = around.start
+        return ContainerSpec(
+            name=f"lambda-harness-{self._id}",
+            image=around.image.image_id,
+            command=command,
+            entrypoint=entrypoint,
+            environment=variables,
+            labels=owner_labels(self._id),
+            binds=binds,
+            cpuset=",".join(map(str, self._cpus)),
+            memory_bytes=size.memory_bytes + 64 * _MIB,  # room for the RIE until its share has been measured
+            publish=not relayed,
+        )
+
+    def _init_begun(self) -> None:
+        exchange = self._watch.current
+        if exchange is not None and exchange.inits and exchange.inits[-1] != "init":
+            self.reach.throttled_init()
+        else:
+            self.reach.boost()
+
+    def _event_headers(self) -> dict[bytes, bytes]:
+        return {b"lambda-runtime-invoked-function-arn": environment.function_arn(self._function).encode()}
+
+    def expect(self, *, timeout_s: float, init_limit_s: float) -> Exchange:
+        self._check_watch()
+        return self._watch.expect(timeout_s=timeout_s, init_limit_s=init_limit_s)
+
+    def request(self, event: bytes, *, timeout_s: float) -> Answer:
+        return self._rie.invoke(event, timeout_s=timeout_s)
+
+    def settle(self, exchange: Exchange) -> None:
+        # After a crash the RIE prints no END line.
+        self._watch.settle(exchange, timeout_s=_LOG_PATIENCE_S if exchange.done_ns is not None else _LOG_PATIENCE_S / 10)
+        self._watch.finish(exchange)
+        self._check_watch()
+
+    def _check_watch(self) -> None:
+        failure = self._watch.failure
+        if failure is not None:
+            raise EngineError(f"the watch over sandbox {self._id} failed: {failure}") from failure
+
+    def gone(self, error: BaseException) -> SandboxGone:
+        if self._watch.failure is not None:
+            return SandboxGone(f"the watch over sandbox {self._id} failed: {self._watch.failure}")
+        found = self._container.why_gone()
+        last = self._watch.log_lines[-1:]
+        return SandboxGone(f"{found} ({type(error).__name__}; last line of the RIE: {last[0] if last else 'none'})")
+
+    def close(self) -> None:
+        self._undo.close()
+
+
+@dataclass(kw_only=True)
+class _Timing:
+    asked_ns: int
+    thaw_ms: float | None = None
+    frozen_ms: float | None = None
+    client_ms: float | None = None
+    freeze_ms: float | None = None
+    started_at: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat())
+
+
+class Sandbox:
+    """One execution environment. A context manager: on leaving it is shut down.
+
+    Raises `EngineError` where the engine fails, `SandboxGone` when the container disappears between invocations. What
+    goes wrong during an invocation is on its record.
+    """
+
+    def __init__(self, function: Function, around: Surroundings, *, cell: Cell | None = None) -> None:
+        self.id = uuid.uuid4().hex[:12]
+        self.function = function
+        self._around = around
+        self._tier = tier(function.memory_mb)
+        self._cell = cell or ContainerCell(function, around, self.id, self._choose_cpus())
+        self._phase: lifecycle.Phase = lifecycle.Created()
+        self._lock = threading.Lock()
+        self._sequence = 0
+        self._largest_peak = 0
+        self._out_of_memory = False
+        self._frozen_ns = 0
+
+    def _choose_cpus(self) -> tuple[int, ...]:
+        cpus = self._around.vantage.cpus()
+        return cpus[: self._tier.visible_vcpus]
+
+    @property
+    def phase(self) -> lifecycle.Phase:
+        return self._phase
+
+    @property
+    def cell(self) -> Cell:
+        return self._cell
+
+    def __enter__(self) -> Sandbox:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shut_down()
+
+    def start(self) -> None:
+        assert isinstance(self._phase, lifecycle.Created)  # noqa: S101  # a programming error, not a user's
+        self._cell.start()
+        self._phase = self._phase.start()
+
+    def shut_down(self) -> None:
+        """End the container; safe to call twice and in any phase."""
+        self._phase = self._phase.shut_down()
+        self._cell.close()
+
+    # -- one invocation -------------------------------------------------------------------------------------------
+
+    def invoke(self, event: bytes, *, freeze_after: bool | None = None) -> Invocation:
+        """Thaw, hand the event over, wait for the answer, freeze, and write down what happened."""
+        if not self._lock.acquire(blocking=False):
+            raise HarnessError(f"sandbox {self.id} is busy: an execution environment takes one request at a time")
+        try:
+            return self._invoke(event, self._around.freeze if freeze_after is None else freeze_after)
+        finally:
+            self._lock.release()
+
+    def _invoke(self, event: bytes, freeze_after: bool) -> Invocation:  # noqa: FBT001
+        timing = _Timing(asked_ns=time.monotonic_ns())
+        reach = self._cell.reach
+        if not isinstance(self._phase, lifecycle.Frozen | lifecycle.FrozenBroken):
+            reach.mark()
+        self._thaw(timing)
+        phase = self._phase
+        assert isinstance(phase, lifecycle.Started | lifecycle.Idle | lifecycle.Broken)  # noqa: S101
+        self._phase = phase.invoke()
+        self._sequence += 1
+        timeout_s = float(self.function.timeout_s)
+        exchange = self._cell.expect(timeout_s=timeout_s, init_limit_s=INIT_LIMIT_S)
+        answer, failure = None, None
+        try:
+            answer = self._cell.request(event, timeout_s=timeout_s + 2 * INIT_LIMIT_S + _GRACE_S)
+        except httpx.HTTPError as error:
+            failure = self._cell.gone(error)
+        except BaseException:
+            # Ctrl-C: the runtime is in the middle of something; only the end of the sandbox is safe now.
+            self.shut_down()
+            raise
+        timing.client_ms = (time.monotonic_ns() - timing.asked_ns) / 1e6
+        if failure is not None:
+            return self._failed(timing, failure)
+        assert answer is not None  # noqa: S101
+        self._advance(exchange)
+        try:
+            if freeze_after:
+                self._freeze(timing)
+            observation = reach.observe()
+            if freeze_after:
+                reach.mark()  # nothing changes while it stands still: the next invocation need not wait for this
+            self._cell.settle(exchange)
+        except EngineError as error:
+            return self._failed(timing, error)
+        return self._record(exchange, answer, observation, timing)
+
+    def _thaw(self, timing: _Timing) -> None:
+        if isinstance(self._phase, lifecycle.Frozen | lifecycle.FrozenBroken):
+            before = time.monotonic_ns()
+            timing.frozen_ms = (before - self._frozen_ns) / 1e6
+            self._cell.reach.thaw()
+            timing.thaw_ms = (time.monotonic_ns() - before) / 1e6
+            self._phase = self._phase.thaw()
+
+    def _freeze(self, timing: _Timing) -> None:
+        if isinstance(self._phase, lifecycle.Idle | lifecycle.Broken):
+            before = time.monotonic_ns()
+            self._cell.reach.freeze()
+            self._frozen_ns = time.monotonic_ns()
+            timing.freeze_ms = (self._frozen_ns - before) / 1e6
+            self._phase = self._phase.freeze()
+
+    def _advance(self, exchange: Exchange) -> None:
+        """Take the phases that the exchange went through."""
+        for _ in exchange.inits[1:]:
+            if isinstance(self._phase, lifecycle.Initialising):
+                self._phase = self._phase.init_failed()
+        if isinstance(self._phase, lifecycle.Initialising | lifecycle.Reinitialising) and exchange.event_ns is not None:
+            self._phase = self._phase.init_done()
+        if isinstance(self._phase, lifecycle.Initialising | lifecycle.Reinitialising):
+            self._phase = self._phase.lost()
+        elif isinstance(self._phase, lifecycle.Invoking):
+            over = exchange.done_ns is not None and not exchange.overrun
+            self._phase = self._phase.responded() if over else self._phase.lost()
+
+    # -- the record -----------------------------------------------------------------------------------------------
+
+    def _failed(self, timing: _Timing, error: HarnessError) -> Invocation:
+        """The engine, not the function, failed: what is known is kept, and the sandbox is over."""
+        self.shut_down()
+        return self._invocation(
+            timing,
+            request_id=str(uuid.uuid4()),
+            phase_init=None,
+            outcome=Outcome.ENGINE_ERROR,
+            error_type=type(error).__name__,
+            error_message=str(error),
+            notes=(*self._cell.notes, f"not measured, because the engine failed: {error}"),
+        )
+
+    def _invocation(self, timing: _Timing, **found: Any) -> Invocation:  # noqa: ANN401  # the fields of the record
+        granted: Granted | None = getattr(self._cell, "granted", None)
+        around, function = self._around, self.function
+        return Invocation(
+            function=function.name,
+            runtime=function.runtime,
+            memory_mb=function.memory_mb,
+            architecture=function.architecture,
+            image=around.image.reference,
+            rie_version=around.rie_version,
+            sandbox_id=self.id,
+            sequence=self._sequence,
+            cold=self._sequence == 1,
+            started_at=timing.started_at,
+            frozen_ms=timing.frozen_ms,
+            thaw_ms=timing.thaw_ms,
+            freeze_ms=timing.freeze_ms,
+            client_ms=timing.client_ms,
+            vantage=around.vantage.name,
+            cgroup_version=granted.cgroup_version if granted else None,
+            cpu_quota_us=granted.cpu_quota_us if granted else self._tier.cpu_quota_us,
+            cpu_period_us=granted.cpu_period_us if granted else CPU_PERIOD_US,
+            cpuset=granted.cpuset if granted else None,
+            memory_limit_bytes=granted.memory_limit_bytes if granted else None,
+            cpu_capped=granted.cpu_capped if granted else False,
+            **found,
+        )
+
+    def _record(self, exchange: Exchange, answer: Answer, seen: Observation, timing: _Timing) -> Invocation:
+        request_id = exchange.request_id or str(uuid.uuid4())
+        verdict = judge(exchange, answer, oom_kills=seen.oom_kills, request_id=request_id)
+        suppressed = bool(exchange.inits) and exchange.inits[-1] != "init"
+        phase = (PhaseInit.SUPPRESSED if suppressed else PhaseInit.INIT) if exchange.inits else None
+        init_ms = exchange.init_ms if exchange.inits[:1] == ["init"] else None
+        duration = _duration_ms(exchange, suppressed=suppressed)
+        billed = None if duration is None else billed_ms(_cents(init_ms), _cents(duration) or 0.0)
+        used = self._max_memory_used(seen, verdict)
+        cost = None
+        if billed is not None:
+            cost = pricing.invocation_cost_usd(
+                self.function.memory_mb, billed, architecture=self.function.architecture, tmp_mb=self.function.tmp_mb
+            )
+        report = report_line(
+            request_id=request_id,
+            duration_ms=duration,
+            billed=billed,
+            memory_mb=self.function.memory_mb,
+            max_memory_used_mb=used,
+            init_ms=init_ms if phase is PhaseInit.INIT else None,
+            outcome=verdict.outcome,
+            error_type=verdict.error_type,
+        )
+        response, encoding = _parsed(verdict.payload)
+        return self._invocation(
+            timing,
+            request_id=request_id,
+            phase_init=phase,
+            outcome=verdict.outcome,
+            error_type=verdict.error_type,
+            error_message=verdict.error_message,
+            init_ms=init_ms,
+            duration_ms=duration,
+            billed_ms=billed,
+            boost_lag_ms=exchange.boost_lag_ms if phase is PhaseInit.INIT else None,
+            cpu_ms=seen.cpu_ms,
+            throttled_ms=seen.throttled_ms,
+            throttled_periods=seen.throttled_periods,
+            peak_rss_bytes=seen.peak_rss_bytes,
+            peak_memory_bytes=seen.peak_memory_bytes,
+            resident_after_bytes=seen.resident_after_bytes,
+            page_cache_bytes=seen.page_cache_bytes,
+            processes=seen.processes,
+            threads=seen.threads,
+            open_files=seen.open_files,
+            tmp_bytes=seen.tmp_bytes,
+            max_memory_used_mb=used,
+            peak_method=seen.peak_method,
+            cost_usd=cost,
+            response=response,
+            response_encoding=encoding,
+            response_bytes=len(verdict.payload),
+            log_tail=_log_tail(request_id, exchange, verdict, report),
+            report=report,
+            notes=(*self._cell.notes, *seen.notes, *verdict.notes),
+        )
+
+    def _max_memory_used(self, seen: Observation, verdict: Verdict) -> int | None:
+        """What Lambda prints: the largest peak since the sandbox began; the memory size after an out-of-memory kill."""
+        if verdict.outcome is Outcome.OUT_OF_MEMORY:
+            self._out_of_memory = True
+        if seen.peak_rss_bytes is not None:
+            self._largest_peak = max(self._largest_peak, seen.peak_rss_bytes)
+        if self._out_of_memory:
+            return self.function.memory_mb
+        return -(-self._largest_peak // _MIB) if self._largest_peak else None
+
+
+def _cents(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
+
+
+def _duration_ms(exchange: Exchange, *, suppressed: bool) -> float | None:
+    """Lambda's Duration: from the hand-over of the event until the runtime is ready again, dies or is killed.
+
+    A suppressed init is part of it: Lambda runs it inside the invocation.
+    """
+    begun = exchange.init_begun_ns if suppressed else exchange.event_ns
+    end = exchange.killed_ns or exchange.done_ns or exchange.exit_ns or exchange.answered_ns
+    if begun is None or end is None or end < begun:
+        return exchange.rie_duration_ms
+    return (end - begun) / 1e6
+
+
+def _parsed(payload: bytes) -> tuple[Any, str]:
+    import base64
+
+    if not payload:
+        return None, "json"
+    try:
+        return json.loads(payload), "json"
+    except ValueError:
+        return base64.b64encode(payload).decode(), "base64"
+
+
+def _log_tail(request_id: str, exchange: Exchange, verdict: Verdict, report: str) -> str:
+    """The last 4 KiB of the log as X-Amz-Log-Result has them: START, the function's output, END, REPORT."""
+    lines = [f"START RequestId: {request_id} Version: {environment.VERSION}\n", exchange.output.tail()]
+    if lines[-1] and not lines[-1].endswith("\n"):
+        lines.append("\n")
+    if verdict.log_line:
+        lines.append(verdict.log_line + "\n")
+    lines += [f"END RequestId: {request_id}\n", report + "\n"]
+    return "".join(lines).encode()[-4096:].decode("utf-8", errors="ignore")
+
+
