@@ -102,6 +102,8 @@ class Invocation:
     response_bytes: int | None = None
     log_tail: str = ""
     report: str = ""
+    variant: str | None = None
+    """Which side of an A/B comparison of environment variables this was; None where there is none."""
     notes: tuple[str, ...] = ()
     """What was not measured or not enforced in this invocation, and why: one sentence each."""
 

@@ -39,15 +39,15 @@ def judge(exchange: Exchange, answer: Answer, *, oom_kills: int | None, request_
     if exchange.done_ns is not None and exchange.reply in ("response", ""):
         if not exchange.reply and exchange.rie_status == "error":
             return _function_error(answer.body)
-        notes = ()
+        notes: tuple[str, ...] = ()
         if oom_kills:
             notes = (f"{oom_kills} process(es) of the function were killed for lack of memory; its runtime survived",)
         return Verdict(outcome=Outcome.SUCCESS, payload=answer.body, notes=notes)
     if oom_kills:
-        return _exit(exchange, Outcome.OUT_OF_MEMORY, "signal: killed", request_id)
+        return _exit(Outcome.OUT_OF_MEMORY, "signal: killed", request_id)
     if exchange.event_ns is None:
         return _init_error(exchange, answer, request_id)
-    return _exit(exchange, Outcome.RUNTIME_EXIT, _exit_reason(exchange, answer), request_id)
+    return _exit(Outcome.RUNTIME_EXIT, _exit_reason(exchange, answer), request_id)
 
 
 def _error(outcome: Outcome, error_type: str, message: str, *, log_line: str = "") -> Verdict:
@@ -65,7 +65,7 @@ def _too_large(exchange: Exchange) -> Verdict:
     message = f"Response payload size exceeded maximum allowed payload size ({RESPONSE_LIMIT_BYTES} bytes)."
     size = exchange.reply_bytes
     if size:
-        message = f"Response payload size ({size} bytes) exceeded maximum allowed payload size ({RESPONSE_LIMIT_BYTES} bytes)."
+        message = message.replace("size exceeded", f"size ({size} bytes) exceeded")
     return _error(Outcome.RESPONSE_TOO_LARGE, "Function.ResponseSizeTooLarge", message)
 
 
@@ -85,7 +85,7 @@ def _init_error(exchange: Exchange, answer: Answer, request_id: str) -> Verdict:
         kind, message = _read_error(answer.body)
         body = answer.body
     if kind is None or body is None:
-        return _exit(exchange, Outcome.INIT_ERROR, _exit_reason(exchange, answer), request_id)
+        return _exit(Outcome.INIT_ERROR, _exit_reason(exchange, answer), request_id)
     return Verdict(outcome=Outcome.INIT_ERROR, payload=body, error_type=kind, error_message=message)
 
 
@@ -97,7 +97,7 @@ def _exit_reason(exchange: Exchange, answer: Answer) -> str:
     return reason if separator else ""
 
 
-def _exit(exchange: Exchange, outcome: Outcome, reason: str, request_id: str) -> Verdict:
+def _exit(outcome: Outcome, reason: str, request_id: str) -> Verdict:
     """A runtime that went away. Lambda's payload is the same for a crash and for an out-of-memory kill."""
     if reason and reason != "exit status 0":
         message = f"RequestId: {request_id} Error: Runtime exited with error: {reason}"
@@ -107,7 +107,7 @@ def _exit(exchange: Exchange, outcome: Outcome, reason: str, request_id: str) ->
 
 
 def _read_error(body: bytes) -> tuple[str | None, str | None]:
-    """errorType and errorMessage of an error body, None where it has none."""
+    """The errorType and errorMessage of an error body, None where it has none."""
     try:
         found = json.loads(body)
     except ValueError:

@@ -130,6 +130,4 @@ class FrozenBroken(_Live):
         return Broken()
 
 
-Phase = (
-    Created | Started | Initialising | Reinitialising | Invoking | Idle | Frozen | Broken | FrozenBroken | ShutDown
-)
+Phase = Created | Started | Initialising | Reinitialising | Invoking | Idle | Frozen | Broken | FrozenBroken | ShutDown

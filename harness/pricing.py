@@ -275,10 +275,9 @@ def ownership(before: Bill, after: Bill) -> dict[str, Any]:
     lambda_usd = after.lambda_usd - before.lambda_usd
     failure_usd = after.failure_usd - before.failure_usd
     total_usd = after.total_usd - before.total_usd
-    if total_usd > 0:
-        verdict = "false_economy" if lambda_usd < 0 else "loss"
-    else:
-        verdict = "saving" if total_usd < 0 else "same"
+    verdict = "same" if total_usd == 0 else "loss" if total_usd > 0 else "saving"
+    if verdict == "loss" and lambda_usd < 0:
+        verdict = "false_economy"
     sentence = {
         "false_economy": f"Lambda costs ${-lambda_usd:,.2f} a month less, but failures ${failure_usd:,.2f} more: "
         f"${total_usd:,.2f} a month are lost.",

@@ -7,7 +7,12 @@ False), never a guess.
 How exact the kernel's figures of resident memory are: since 6.2 they are counters kept for each CPU. Some kernels show
 in `statm` and `status` only what has been handed in to the total, which may be off by up to 32 pages (on many CPUs by
 twice their number) for each CPU and kind of memory; others add up all parts when asked. `smaps_rollup` walks the page
-tables and has always been exact, but takes time in proportion to the size.
+tables and has always been exact, but takes time in proportion to the size: 0.1 ms for 16 MB and 1.3 ms for 256 MB of
+4 KiB pages. On kernel 6.18 with 2 CPUs, 60 readings of a growing process with four threads agreed to the byte.
+
+The high-water mark is less exact: the kernel notes it from the lagging totals just before memory is given back. On the
+same kernel a peak that was over when it was read came out up to 316 KiB too low (the median of 40 and 60 trials: 270 and
+110 KiB), once 176 KiB too high. A peak that still stands is exact.
 """
 
 from __future__ import annotations

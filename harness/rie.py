@@ -90,7 +90,7 @@ _INVOKE_DONE = re.compile(r"INVOKE RTDONE\(status: (\w+).*?duration: ([\d.]+)ms"
 _EXIT = re.compile(r"Process runtime-\S* exited: (.+?)\s*$")
 
 
-def parse_log(line: str) -> LogLine | None:  # noqa: PLR0911  # one return a kind of line
+def parse_log(line: str) -> LogLine | None:
     """What a line of the RIE's stderr says, or None for those that do not matter."""
     if (found := _INIT_START.search(line)) is not None:
         return LogLine(said=Said.INIT_START, text=found[1])

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
@@ -32,6 +33,7 @@ from harness.tiers import CPU_PERIOD_US, Tier, billed_ms, tier
 from harness.vantage import Granted, Observation, Reach, Vantage
 from harness.watch import Exchange, Watch
 
+_TMP = "/tmp"
 INIT_LIMIT_S = 10.0
 """Lambda ends an init after this long and tries again inside the first invocation [AWS developer guide]."""
 
@@ -73,6 +75,8 @@ class Surroundings:
     vantage: Vantage
     image: ResolvedImage
     laid: Laid
+    work_dir: Path
+    """Of this command alone, on disk; its owner removes it."""
     start: tuple[tuple[str, ...] | None, tuple[str, ...]]
     """Entrypoint and command of the containers, see `harness.engine.entrypoint`."""
     rie_version: str | None
@@ -103,7 +107,7 @@ class ContainerCell:
 
     def _start(self) -> None:
         around, function, size = self._around, self._function, tier(self._function.memory_mb)
-        volume = around.vantage.tmp(function.tmp_mb, self._id)
+        volume = around.vantage.tmp(function.tmp_mb, self._id, around.work_dir)
         self._undo.callback(volume.discard)
         container = Container(around.engine, self._spec(size, volume.source))
         self._container = self._undo.enter_context(container)
@@ -136,7 +140,9 @@ class ContainerCell:
     def _spec(self, size: Tier, tmp: str) -> ContainerSpec:
         function, around = self._function, self._around
         files = relay_mount.directory(function.architecture)
-        binds = {tmp: ("/tmp", "rw"), str(files): (relay_mount.MOUNTED_AT, "ro")}  # noqa: S108  # Lambda's own /tmp
+        binds = {str(files): (relay_mount.MOUNTED_AT, "ro")}
+        if tmp:
+            binds[tmp] = (_TMP, "rw")
         relayed = around.vantage.name == "host"
         starter = files / ("aws-lambda-rie" if relayed else "rie")
         binds[str(starter)] = (relay_mount.RIE_PATH, "ro")
@@ -158,6 +164,7 @@ class ContainerCell:
             environment=variables,
             labels=owner_labels(self._id),
             binds=binds,
+            volumes=() if tmp else (_TMP,),
             cpuset=",".join(map(str, self._cpus)),
             memory_bytes=size.memory_bytes + 64 * _MIB,  # room for the RIE until its share has been measured
             publish=not relayed,
@@ -182,7 +189,9 @@ class ContainerCell:
 
     def settle(self, exchange: Exchange) -> None:
         # After a crash the RIE prints no END line.
-        self._watch.settle(exchange, timeout_s=_LOG_PATIENCE_S if exchange.done_ns is not None else _LOG_PATIENCE_S / 10)
+        self._watch.settle(
+            exchange, timeout_s=_LOG_PATIENCE_S if exchange.done_ns is not None else _LOG_PATIENCE_S / 10
+        )
         self._watch.finish(exchange)
         self._check_watch()
 
@@ -353,7 +362,7 @@ class Sandbox:
             notes=(*self._cell.notes, f"not measured, because the engine failed: {error}"),
         )
 
-    def _invocation(self, timing: _Timing, **found: Any) -> Invocation:  # noqa: ANN401  # the fields of the record
+    def _invocation(self, timing: _Timing, **found: Any) -> Invocation:
         granted: Granted | None = getattr(self._cell, "granted", None)
         around, function = self._around, self.function
         return Invocation(
@@ -486,5 +495,3 @@ def _log_tail(request_id: str, exchange: Exchange, verdict: Verdict, report: str
         lines.append(verdict.log_line + "\n")
     lines += [f"END RequestId: {request_id}\n", report + "\n"]
     return "".join(lines).encode()[-4096:].decode("utf-8", errors="ignore")
-
-

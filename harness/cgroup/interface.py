@@ -37,8 +37,8 @@ class MemoryNow:
     """What a sandbox is charged for at this moment, RIE included.
 
     ``current_bytes`` counts in batches: the kernel charges up to 64 pages ahead for each CPU, so it may be above the
-    sum of the parts by 256 KiB a CPU. ``file_bytes`` is page cache, tmpfs and shared memory included. A part that the
-    kernel does not tell is None.
+    truth by 256 KiB a CPU; the parts may be as much behind, as they are handed in by each CPU in batches too.
+    ``file_bytes`` is page cache, tmpfs and shared memory included. A part that the kernel does not tell is None.
     """
 
     current_bytes: int
@@ -187,8 +187,8 @@ def cpus_of(cpuset: str) -> frozenset[int]:
     """The CPUs of a kernel CPU list: ``0-1,4`` -> {0, 1, 4}. Raises `InvalidInput`."""
     found: set[int] = set()
     for part in filter(None, (part.strip() for part in cpuset.split(","))):
-        first, _, last = part.partition("-")
-        if not first.isdecimal() or (last and not last.isdecimal()):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
             raise InvalidInput(f"{cpuset!r} is no list of CPUs", remedy="write it like 0-1,4")
         found.update(range(int(first), int(last or first) + 1))
     return frozenset(found)

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
     from harness.cgroup.directory import Directory
 
+KILL_FREEZE_TIMEOUT_S = 0.1
+"""How long a kill waits for the sandbox to freeze first; what does not freeze is killed all the same."""
+
 _ROUNDS = 100
 
 
@@ -34,7 +37,9 @@ def adopt(source: Directory, target: Directory, *, rie_pid: int, first: Iterable
     return False
 
 
-def kill(pid: int) -> None:
-    """SIGKILL; a process that exited in the meantime is no error."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+def kill(living: Iterable[int], wanted: Iterable[int] | None) -> None:
+    """SIGKILL to those of ``living`` that are wanted (None: all); one that exited in the meantime is no error."""
+    chosen = set(living) if wanted is None else set(living) & set(wanted)
+    for pid in sorted(chosen):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

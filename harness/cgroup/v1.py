@@ -6,6 +6,7 @@ https://docs.kernel.org/scheduler/sched-bwc.html.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING
 from harness.cgroup.directory import Directory, flat_keyed
 from harness.cgroup.freezing import wait_until
 from harness.cgroup.interface import FREEZE_TIMEOUT_S, CpuUsage, MemoryNow
-from harness.cgroup.moving import adopt, kill
-from harness.errors import EngineError, LimitError, SandboxGone
+from harness.cgroup.moving import KILL_FREEZE_TIMEOUT_S, adopt, kill
+from harness.errors import EngineError, LimitError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -181,21 +182,13 @@ class CgroupV1:
         return tuple(pid for pid in self.processes() if pid != self.rie_pid)
 
     def kill_all(self, pids: Iterable[int] | None = None) -> None:
-        wanted = None if pids is None else frozenset(pids)
-        try:
-            # Frozen, nothing forks between reading the list and the last signal. SIGKILL waits until the thaw, and
-            # then comes before the process runs on.
-            self.freeze(timeout_s=0.1)
-        except EngineError:
-            if not self._freezer.exists():
-                return
-        try:
-            for pid in self.processes():
-                if wanted is None or pid in wanted:
-                    kill(pid)
+        # Frozen, nothing forks between reading the list and the last signal. SIGKILL waits until the thaw, and then
+        # comes before the process runs on.
+        with contextlib.suppress(EngineError):
+            self.freeze(timeout_s=KILL_FREEZE_TIMEOUT_S)
+        with contextlib.suppress(EngineError):
+            kill(self.processes(), pids)
             self.thaw()
-        except SandboxGone:
-            return
 
     def open_runtime_group(self) -> bool:
         if self._runtime:

@@ -5,6 +5,7 @@ Kernel documentation: https://docs.kernel.org/admin-guide/cgroup-v2.html.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING
 from harness.cgroup.directory import Directory, flat_keyed
 from harness.cgroup.freezing import wait_until
 from harness.cgroup.interface import FREEZE_TIMEOUT_S, CpuUsage, MemoryNow
-from harness.cgroup.moving import adopt, kill
-from harness.errors import EngineError, LimitError, SandboxGone
+from harness.cgroup.moving import KILL_FREEZE_TIMEOUT_S, adopt, kill
+from harness.errors import EngineError, LimitError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -168,21 +169,16 @@ class CgroupV2:
         return tuple(pid for pid in self.processes() if pid != self.rie_pid)
 
     def kill_all(self, pids: Iterable[int] | None = None) -> None:
-        try:
+        with contextlib.suppress(OSError, EngineError):
             if pids is None and self._sandbox.exists("cgroup.kill"):  # since 5.14; takes the groups below along
                 self._sandbox.write("cgroup.kill", 1)
                 return
-            wanted = None if pids is None else frozenset(pids)
-            # Frozen, nothing forks between reading the list and the last signal; SIGKILL reaches frozen processes here.
-            self._write_freeze(1)
-            try:
-                for pid in self.processes():
-                    if wanted is None or pid in wanted:
-                        kill(pid)
-            finally:
-                self._write_freeze(0)
-        except SandboxGone:
-            return
+        # Frozen, nothing forks between reading the list and the last signal; SIGKILL reaches frozen processes here.
+        with contextlib.suppress(EngineError):
+            self.freeze(timeout_s=KILL_FREEZE_TIMEOUT_S)
+        with contextlib.suppress(EngineError):
+            kill(self.processes(), pids)
+            self.thaw()
 
     def open_runtime_group(self) -> bool:
         if self.runtime_group:

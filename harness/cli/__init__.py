@@ -1,0 +1,1 @@
+"""The commands: parse, call the core, hand to a report. One file a command; only here is anything printed."""

@@ -97,7 +97,7 @@ class Engine:
             except ENGINE_FAILURES as error:
                 raise self._unreachable(error) from error
             self._local.client = client
-        return client  # type: ignore[no-any-return]  # thread-local attributes are untyped
+        return client
 
     @staticmethod
     def _unreachable(error: Exception) -> EngineError:
@@ -124,7 +124,8 @@ class Engine:
             info: dict[str, Any] = client.info()
             version: dict[str, Any] = client.version()
         engine_name = next(
-            (part["Name"] for part in version.get("Components", []) if "Engine" in part.get("Name", "")), "Docker Engine"
+            (part["Name"] for part in version.get("Components", []) if "Engine" in part.get("Name", "")),
+            "Docker Engine",
         )
         machine = str(info.get("Architecture", ""))
         return EngineFacts(
@@ -167,8 +168,9 @@ def reap(engine: Engine, *, release: Callable[[str, int], None], everything: boo
         if not everything and not owner_is_gone(container.labels.get(LABEL_OWNER, "")):
             continue
         with contextlib.suppress(docker.errors.NotFound, KeyError):
-            state = client.api.inspect_container(container.id)["State"]
-            release(str(container.id), int(state.get("Pid") or 0))
+            identifier = str(container.id)
+            state = client.api.inspect_container(identifier)["State"]
+            release(identifier, int(state.get("Pid") or 0))
             if state.get("Paused"):
                 with contextlib.suppress(docker.errors.APIError):
                     container.unpause()

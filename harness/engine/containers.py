@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import docker.errors
-from docker.types import LogConfig, Ulimit
+from docker.types import LogConfig, Mount, Ulimit
 
 from harness.engine.client import ENGINE_FAILURES, Engine
 from harness.errors import EngineError, SandboxGone
@@ -28,6 +28,8 @@ class ContainerSpec:
     environment: Mapping[str, str]
     labels: Mapping[str, str]
     binds: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    volumes: tuple[str, ...] = ()
+    """Container paths at which anonymous volumes are mounted: they go with the container."""
     cpuset: str
     memory_bytes: int
     publish: bool
@@ -58,9 +60,12 @@ class Container:
 
     def _create(self) -> str:
         spec, api = self.spec, self._api
-        ports = {RIE_PORT: ("127.0.0.1", None)} if spec.publish else None
+        ports: dict[int | str, Any] | None = {RIE_PORT: ("127.0.0.1", None)} if spec.publish else None
         host: dict[str, Any] = api.create_host_config(
             binds=[f"{source}:{target}:{mode}" for source, (target, mode) in spec.binds.items()],
+            mounts=[
+                Mount(target=target, source=None, type="volume", labels=dict(spec.labels)) for target in spec.volumes
+            ],
             port_bindings=ports,
             mem_limit=spec.memory_bytes,
             # Without it Docker grants the same amount again as swap, and hides out-of-memory kills.
@@ -146,7 +151,7 @@ class Container:
     def running(self) -> bool:
         try:
             return bool(self._api.inspect_container(self.id)["State"]["Running"])
-        except (docker.errors.NotFound, *ENGINE_FAILURES):
+        except ENGINE_FAILURES:  # NotFound is one of them
             return False
 
     def pause(self) -> None:
@@ -157,10 +162,16 @@ class Container:
         with self._engine.asked("unpause a container"):
             self._api.unpause(self.id)
 
-    def update(self, **limits: int | str) -> None:
+    def update(self, **limits: int) -> None:
         """Change limits through the engine (names as in the SDK: cpu_quota, cpu_period, mem_limit, memswap_limit)."""
         with self._engine.asked("change the limits of a container"):
-            self._api.update_container(self.id, **limits)
+            self._api.update_container(self.id, **limits)  # type: ignore[arg-type]  # the stubs list each by name
+
+    def limits(self) -> dict[str, Any]:
+        """The engine's HostConfig of the container: what it believes the limits are."""
+        with self._engine.asked("tell the limits of a container"):
+            found: dict[str, Any] = self._api.inspect_container(self.id)["HostConfig"]
+        return found
 
     def stats(self) -> dict[str, Any]:
         """One sample of the engine's statistics, without the second that it would otherwise wait for a pair."""

@@ -1,4 +1,4 @@
-"""How a container of an image is started as a Lambda function: its own entrypoint, with the RIE in front where it has none."""
+"""How a container of an image is started as a Lambda function: its own entrypoint, with the RIE in front where needed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def command_for(
     from other bases; the RIE is put in front of it, as AWS documents for local tests.
     """
     with engine.asked(f"inspect image {image_id}"):
-        config = engine.docker.api.inspect_image(image_id).get("Config") or {}
+        config = engine.docker.images.get(image_id).attrs.get("Config") or {}
     entrypoint: list[str] = config.get("Entrypoint") or []
     command = [handler] if handler else list(config.get("Cmd") or [])
     if entrypoint and entrypoint[0] == LAMBDA_ENTRYPOINT:

@@ -7,7 +7,6 @@ script starts the pinned RIE with its Runtime API on another port, and the secon
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -42,7 +41,7 @@ exec "$command"
 def directory(architecture: str) -> Path:
     """A directory in the user's cache that holds ``rie``, ``aws-lambda-rie`` and ``bootstrap``; made once."""
     rie = parts.rie_binary(architecture)
-    key = hashlib.sha256((_START_RIE + _BOOTSTRAP + rie.name + parts.rie_sha256(architecture)).encode()).hexdigest()[:16]
+    key = hashlib.sha256((_START_RIE + _BOOTSTRAP + rie.name).encode()).hexdigest()[:16]
     found = rie.parent / f"relay-{architecture}-{key}"
     if found.is_dir():
         return found
@@ -54,7 +53,7 @@ def directory(architecture: str) -> Path:
         (made / "bootstrap").write_text(_BOOTSTRAP)
         for file in made.iterdir():
             file.chmod(0o755)
-        os.replace(made, found)
+        made.replace(found)
     except OSError:
         shutil.rmtree(made, ignore_errors=True)
         if not found.is_dir():  # another process may have been first

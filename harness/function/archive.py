@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import calendar
 import contextlib
+import lzma
 import os
 import posixpath
 import shutil
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -74,12 +76,12 @@ def extract(path: Path, into: Path) -> int:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            yield archive
-    except zipfile.BadZipFile as error:
+        archive = zipfile.ZipFile(path)
+    # What zipfile raises depends on the byte that is wrong: also ValueError (names), RuntimeError (versions).
+    except (zipfile.BadZipFile, ValueError, RuntimeError, struct.error) as error:
         raise InvalidFunction(f"{path} is damaged: {error}", remedy="zip it anew") from error
-    except PermissionError as error:
-        raise InvalidFunction(f"{path} cannot be read: {error.strerror}", remedy="check its modes") from error
+    with archive:
+        yield archive
 
 
 @contextlib.contextmanager
@@ -89,7 +91,7 @@ def _named(path: Path, name: str) -> Iterator[None]:
         yield
     except RuntimeError as error:  # encrypted; also NotImplementedError: a method that zipfile does not know
         raise InvalidFunction(f"{path}: entry {name!r} cannot be unpacked: {error}", remedy="zip it plainly") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, struct.error) as error:
         raise InvalidFunction(f"{path}: entry {name!r} is damaged: {error}", remedy="zip it anew") from error
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise InvalidFunction(f"{path}: entry {name!r} collides with another one", remedy="zip it anew") from error

@@ -29,6 +29,7 @@ PSEUDO_PARAMETERS: Mapping[str, str | list[str]] = {
 }
 """What pseudo parameters stand for where there is no stack."""
 
+_SURROGATES = re.compile(r"\\\\|\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})", re.IGNORECASE)
 _SUB_VARIABLE = re.compile(r"\$\{(!?)([^}]*)\}")
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where PyYAML has it: ten times as fast
 
@@ -250,7 +251,7 @@ def _parse(path: Path) -> Node:
     except UnicodeDecodeError as error:
         raise InvalidFunction(f"{path} is not UTF-8 text (byte {error.start})", remedy="save it as UTF-8") from error
     if path.suffix.lower() == ".json":
-        text = text.replace("\t", " ")  # JSON may be indented with tabs, YAML may not; no JSON text holds a raw one
+        text = _as_yaml(text)
     try:
         loader = _Loader(text)
         try:
@@ -317,17 +318,25 @@ class _Tree:
             return Table(entries=entries, line=line)
         if isinstance(node, yaml.SequenceNode):
             return Items(items=tuple(self.convert(item, None) for item in node.value), line=line)
-        return Scalar(value=self._value(node), text=_whole_characters(node.value), line=line)
+        return Scalar(value=self._value(node), text=str(node.value), line=line)
 
     def _value(self, node: yaml.Node) -> Any:
         if node.tag.rpartition(":")[2] in {"int", "float", "bool", "null"}:
             try:
                 return self.loader.construct_object(node)
-            except ValueError as error:
-                raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from error
-        return _whole_characters(node.value)
+            except (ValueError, LookupError, TypeError) as error:  # a tag such as !!int that the text does not bear out
+                problem = f"{node.value!r} is not what its tag says"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from error
+        return str(node.value)
 
 
-def _whole_characters(text: str) -> str:
-    r"""JSON writes characters beyond U+FFFF as two escapes (\ud83d\ude00), which YAML leaves as two halves."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+def _as_yaml(text: str) -> str:
+    """JSON as YAML takes it, line by line the same: no tabs, and one character for each pair of surrogates."""
+
+    def pair(found: re.Match[str]) -> str:
+        if found[1] is None:
+            return found[0]
+        return bytes.fromhex(found[1] + found[2]).decode("utf-16-be")
+
+    # No text in JSON holds a raw tab, so these are indentation. An escaped backslash is passed over as it is.
+    return _SURROGATES.sub(pair, text.replace("\t", " "))

@@ -39,9 +39,9 @@ def read(path: Path) -> Settings:
     document = _parse(path)
     for key in document:
         if key not in _KEYS:
-            near = difflib.get_close_matches(key.lower(), _KEYS, n=1, cutoff=0.4)
+            near = _near(key)
             raise InvalidFunction(
-                f"{shown}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
+                f"{shown}: unknown key {key!r}" + (f"; did you mean {near!r}?" if near else ""),
                 remedy=f"the keys are {', '.join(sorted(_KEYS))}",
             )
     folder = path.parent
@@ -88,6 +88,13 @@ def _place(said: str, text: str) -> tuple[int, str]:
     if place is None:
         return 1, said
     return int(place[1]) if place[1] else text.count("\n") + 1, said[: place.start()]
+
+
+def _near(key: str) -> str | None:
+    """The key that was probably meant: one that goes on like it (memory -> memory_mb), or one that is spelt like it."""
+    going_on = [known for known in _KEYS if len(key) > 1 and known.startswith(key.lower())]
+    alike = difflib.get_close_matches(key.lower(), _KEYS, n=1, cutoff=0.5)
+    return next(iter([*going_on, *alike]), None)
 
 
 def _texts(value: object, key: str, shown: str) -> list[str]:

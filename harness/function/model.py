@@ -285,7 +285,9 @@ _MEMORY = _Size(
     default=DEFAULT_MEMORY_MB,
 )
 _TIMEOUT = _Size(field="timeout_s", words="timeout", unit="s", low=1, high=MAX_TIMEOUT_S, default=DEFAULT_TIMEOUT_S)
-_TMP = _Size(field="tmp_mb", words="size of /tmp", unit="MB", low=DEFAULT_TMP_MB, high=MAX_TMP_MB, default=DEFAULT_TMP_MB)
+_TMP = _Size(
+    field="tmp_mb", words="size of /tmp", unit="MB", low=DEFAULT_TMP_MB, high=MAX_TMP_MB, default=DEFAULT_TMP_MB
+)
 
 
 def _whole(found: Settings, size: _Size) -> int:

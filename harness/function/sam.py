@@ -168,6 +168,13 @@ class _Reader:
         except Unresolved as error:
             raise self._refuse(property_, error, field) from error
 
+    def _texts(self, property_: str, plain: Plain) -> list[str]:
+        """The texts of a list; none where it is no list."""
+        try:
+            return [plain_text(item) for item in plain.items] if isinstance(plain, Items) else []
+        except Unresolved as error:
+            raise self._refuse(property_, error) from error
+
     def _known(self, property_: str) -> Setting | None:
         """A property that the function runs without: its text, or nothing where only the cloud knows it."""
         node = self.properties.get(property_)
@@ -198,7 +205,7 @@ class _Reader:
         plain = self._plain("Architectures", self.properties.get("Architectures"), "architecture")
         if plain is None:
             return None
-        names = [plain_text(item) for item in plain.items] if isinstance(plain, Items) else []
+        names = self._texts("Architectures", plain)
         if len(names) != 1:
             listed = f" (here with those of Globals: {', '.join(names)})" if names else ""
             raise InvalidFunction(
@@ -287,12 +294,13 @@ class _Reader:
         plain = self._plain("ImageConfig.Command", config["Command"], "handler")
         if plain is None:
             return None
-        if not isinstance(plain, Items) or len(plain.items) != 1:
+        words = self._texts("ImageConfig.Command", plain)
+        if len(words) != 1:
             raise InvalidFunction(
                 f"{self._at(plain.line)}: ImageConfig.Command of {self.logical_id} is not a list of one handler",
                 remedy="Lambda's images take exactly one argument, the handler; write the rest into the Dockerfile",
             )
-        return Setting(value=plain_text(plain.items[0]), origin=self._at(plain.line))
+        return Setting(value=words[0], origin=self._at(plain.line))
 
     def _code(self, runtime: Setting | None) -> Setting:
         if self._package_type() == "Image":

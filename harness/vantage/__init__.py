@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from harness.engine.containers import Container
@@ -104,7 +105,7 @@ class Vantage(Protocol):
 
     name: str
 
-    def tmp(self, size_mb: int, sandbox_id: str) -> TmpVolume:
+    def tmp(self, size_mb: int, sandbox_id: str, work_dir: Path) -> TmpVolume:
         """Storage for a sandbox's /tmp, of exactly this size where the vantage allows."""
 
     def reach(self, container: Container) -> Reach:

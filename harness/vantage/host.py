@@ -10,7 +10,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -52,10 +51,16 @@ class HostVantage:
         online = sorted(os.sched_getaffinity(0))
         return tuple(online)
 
+    @staticmethod
+    def unmount(point: Path) -> None:
+        """Unmount what a killed command had mounted; quiet where that is over."""
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            _run("umount", "--lazy", str(point))
+
     def reach(self, container: Container) -> HostReach:
         return HostReach(container)
 
-    def let_go(self, container_id: str, pid: int) -> None:
+    def let_go(self, container_id: str, pid: int) -> None:  # noqa: ARG002  # the same call as on `api`
         if pid <= 0:
             return
         with contextlib.suppress(Exception):  # the container may be gone, or half gone: removal says the rest
@@ -63,13 +68,14 @@ class HostVantage:
             if found.frozen():
                 found.thaw()
 
-    def tmp(self, size_mb: int, sandbox_id: str) -> TmpVolume:
+    def tmp(self, size_mb: int, sandbox_id: str, work_dir: Path) -> TmpVolume:
         """An ext4 file system of exactly ``size_mb`` in a sparse file, so that a full /tmp is ENOSPC as on Lambda.
 
         It lies on disk: a tmpfs would be charged to the function's memory. Both the file's name and the mount on the host
         are given up as soon as the container holds the mount, so even a killed harness leaves nothing behind.
         """
-        folder = Path(tempfile.mkdtemp(prefix=f"lambda-harness-tmp-{sandbox_id}-"))
+        folder = work_dir / f"tmp-{sandbox_id}"
+        folder.mkdir()
         image, mount = folder / "disk", folder / "tmp"
         mount.mkdir()
 
@@ -82,7 +88,7 @@ class HostVantage:
             _make_disk(image, mount, size_mb)
         except (OSError, subprocess.CalledProcessError) as error:
             discard()
-            return self._plain_tmp(size_mb, sandbox_id, _reason(error))
+            return self._plain_tmp(size_mb, folder, _reason(error))
         except BaseException:
             discard()
             raise
@@ -91,8 +97,8 @@ class HostVantage:
         return TmpVolume(source=str(mount), exact=True, mounted=discard, discard=discard)
 
     @staticmethod
-    def _plain_tmp(size_mb: int, sandbox_id: str, reason: str) -> TmpVolume:
-        folder = Path(tempfile.mkdtemp(prefix=f"lambda-harness-tmp-{sandbox_id}-"))
+    def _plain_tmp(size_mb: int, folder: Path, reason: str) -> TmpVolume:
+        folder.mkdir()
         folder.chmod(0o1777)
         return TmpVolume(
             source=str(folder),
@@ -323,14 +329,16 @@ class HostReach:
         alone = len(after) == 1 and not gone and not reaped and (cold or not born)
         marks = {pid: each.peak_rss_bytes for pid, each in after.items()}
         if alone:
-            (pid, mark), = marks.items()
+            ((pid, mark),) = marks.items()
             if mark is not None and (cold or self._rss_reset.get(pid)):
                 return mark, PeakMethod.RESET
             before = self._before.get(pid)
             if mark is not None and before is not None and mark > (before.peak_rss_bytes or 0):
                 return mark, PeakMethod.HIGH_WATER
         now = sum(each.rss_bytes for each in after.values())
-        largest = max((mark for pid, mark in marks.items() if mark and (pid in born or self._rss_reset.get(pid))), default=0)
+        largest = max(
+            (mark for pid, mark in marks.items() if mark and (pid in born or self._rss_reset.get(pid))), default=0
+        )
         found = max(now, largest, self._sampled_rss)
         return (found, PeakMethod.SAMPLED) if found else (None, None)
 

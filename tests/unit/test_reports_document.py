@@ -5,11 +5,15 @@ The figures are those of a handler that needs 610 ms of CPU and waits 40 ms, at 
 
 from __future__ import annotations
 
+import copy
 import random
 import statistics
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 
+from harness.analysis.recommend import Aim
+from harness.analysis.sweep import Reading, sweep_findings
 from harness.invocation import Invocation, Outcome, PeakMethod, PhaseInit
 from harness.tiers import billed_ms, tier
 
@@ -18,36 +22,15 @@ PRICE_PER_GB_S, PRICE_PER_REQUEST = 0.0000166667, 0.2e-6
 EVIL = '</script><img src="https://evil.example/x.png" onerror="alert(1)"> & \u2028 \ud800 end'
 
 
-def _stats(values: list[float]) -> dict[str, Any] | None:
-    if not values:
-        return None
-    mean, spread = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-    half = 1.96 * spread / len(values) ** 0.5
-    ordered = sorted(values)
-    return {
-        "n": len(values),
-        "mean": mean,
-        "p50": statistics.median(values),
-        "stdev": spread,
-        "min": ordered[0],
-        "max": ordered[-1],
-        "ci_low": mean - half,
-        "ci_high": mean + half,
-        "p50_ci_low": mean - half,
-        "p50_ci_high": mean + half,
-        "p90": ordered[int(len(ordered) * 0.9)] if len(values) >= 10 else None,
-        "p95": ordered[int(len(ordered) * 0.95)] if len(values) >= 20 else None,
-        "p99": None,
-    }
-
-
 def cost_usd(billed: float, memory_mb: int) -> float:
     return billed / 1000 * memory_mb / 1024 * PRICE_PER_GB_S + PRICE_PER_REQUEST
 
 
-def records(memory_mb: int, n: int, *, seed: int = 1, cpu_ms: float = CPU_MS, pause_ms: float = 400) -> list[Invocation]:
+def records(
+    memory_mb: int, n: int, *, seed: int = 1, cpu_ms: float = CPU_MS, pause_ms: float = 400
+) -> list[Invocation]:
     """One sandbox: a cold invocation and n warm ones."""
-    chance = random.Random(seed * 10_000 + memory_mb)
+    chance = random.Random(seed * 10_000 + memory_mb)  # noqa: S311 (made-up figures)
     made = []
     at = datetime(2026, 11, 21, 20, 30, tzinfo=UTC) + timedelta(seconds=chance.uniform(0, 4))
     used = 36.0
@@ -115,75 +98,34 @@ def records(memory_mb: int, n: int, *, seed: int = 1, cpu_ms: float = CPU_MS, pa
     return made
 
 
-def finding(memory_mb: int, of: list[Invocation], variant: str | None = None) -> dict[str, Any]:
-    warm = [one for one in of if not one.cold and one.outcome is Outcome.SUCCESS]
-    cold = [one for one in of if one.cold and one.outcome is Outcome.SUCCESS]
-    costs = [one.cost_usd or 0 for one in warm]
-    mean_cost = statistics.mean(costs)
-    return {
-        "memory_mb": memory_mb,
-        "variant": variant,
-        "n": len(warm),
-        "duration_ms": _stats([one.duration_ms or 0 for one in warm]),
-        "billed_ms": _stats([one.billed_ms or 0 for one in warm]),
-        "cpu_ms": _stats([one.cpu_ms or 0 for one in warm]),
-        "client_ms": _stats([one.client_ms or 0 for one in warm]),
-        "cost_usd_per_invocation": mean_cost,
-        "cost_ci_low": mean_cost * 0.99,
-        "cost_ci_high": mean_cost * 1.01,
-        "throttled_share": sum(one.throttled_ms or 0 for one in warm) / sum(one.duration_ms or 1 for one in warm),
-        "peak_rss_bytes": max(one.peak_rss_bytes or 0 for one in of),
-        "peak_memory_bytes": max(one.peak_memory_bytes or 0 for one in of),
-        "max_memory_used_mb": max(one.max_memory_used_mb or 0 for one in of),
-        "memory_used_share": max(one.peak_rss_bytes or 0 for one in of) / (memory_mb << 20),
-        "cold": {
-            "n": len(cold),
-            "init_ms": _stats([one.init_ms or 0 for one in cold]),
-            "duration_ms": _stats([one.duration_ms or 0 for one in cold]),
-            "billed_ms": _stats([one.billed_ms or 0 for one in cold]),
-            "cost_usd_per_invocation": statistics.mean(one.cost_usd or 0 for one in cold),
+@cache
+def _sweep(sizes: tuple[int, ...], n: int, variants: tuple[str | None, ...]) -> dict[str, Any]:
+    made = {
+        variant: [
+            one for memory_mb in sizes for one in records(memory_mb, n, seed=at + 1, cpu_ms=CPU_MS * (1 + at / 4))
+        ]
+        for at, variant in enumerate(variants)
+    }
+    invocations = [
+        {
+            **one.as_dict(),
+            "variant": variant,
+            "sandbox_id": one.sandbox_id + (f"-{variant}" if variant else ""),
+            "request_id": one.request_id + (f"-{variant}" if variant else ""),
         }
-        if cold
-        else None,
-        "warm_up": {"invocations": 1},
-        "cpu_capped": any(one.cpu_capped for one in of),
-        "outcomes": {"success": len(of)},
-        "notes": [],
-    }
-
-
-def sweep_document(
-    sizes: tuple[int, ...] = (128, 256, 512, 1024, 1769), n: int = 20, variants: tuple[str | None, ...] = (None,)
-) -> dict[str, Any]:
-    """A complete sweep whose findings follow from its records."""
-    invocations: list[dict[str, Any]] = []
-    tiers = []
-    for at, variant in enumerate(variants):
-        for memory_mb in sizes:
-            made = records(memory_mb, n, seed=at + 1, cpu_ms=CPU_MS * (1 + 0.25 * at))
-            tiers.append(finding(memory_mb, made, variant))
-            invocations += [
-                {**one.as_dict(), **({"variant": variant, "sandbox_id": f"{one.sandbox_id}-{at}"} if variant else {})}
-                for one in made
-            ]
+        for variant, of in made.items()
+        for one in of
+    ]
     invocations.sort(key=lambda one: str(one["started_at"]))
-    best = min(tiers, key=lambda one: one["cost_usd_per_invocation"])
-    reason = f"{best['memory_mb']} MB costs least: nothing cheaper lies within the noise of its cost."
-    recommendation = {
-        "strategy": "cost",
-        "memory_mb": best["memory_mb"],
-        "variant": best["variant"],
-        "reason": reason,
-        "saving": {"usd_per_month": 3.1, "sentence": "saves $3.10 a month against 128 MB at 1,000,000 invocations"},
-        "warnings": ["128 MB is throttled for most of its time: it is under-allocated."],
-    }
-    points = []
-    for memory_mb in (128, 192, 256, 384, 512, 768, 1024, 1280, 1536, 1769):
-        if min(sizes) <= memory_mb <= max(sizes):
-            expected = CPU_MS / min(1.0, memory_mb / 1769) + WAIT_MS
-            points.append(
-                {"memory_mb": memory_mb, "duration_ms": expected, "low_ms": expected * 0.96, "high_ms": expected * 1.05}
-            )
+    names = {id(one): variant for variant, of in made.items() for one in of}
+    findings = sweep_findings(
+        [one for of in made.values() for one in of],
+        Reading(
+            aim=Aim(current_memory_mb=512, strategy="balanced"),
+            predict_memory_mb=tuple(size for size in (192, 384, 768, 1280, 1536) if sizes[0] < size < sizes[-1]),
+        ),
+        variant=lambda one: names[id(one)],
+    )
     return {
         "schema": "lambda-harness/1",
         "kind": "sweep",
@@ -207,20 +149,19 @@ def sweep_document(
             "runtime": "python3.13",
             "handler": "app.handler",
             "architecture": "x86_64",
-            "memory_mb": 128,
+            "memory_mb": 512,
             "timeout_s": 30,
         },
         "invocations": invocations,
-        "findings": {
-            "tiers": tiers,
-            "rejected": [],
-            "recommendation": recommendation,
-            "recommendations": {"cost": recommendation},
-            "prediction": {"points": points, "from": [1769], "error": {"mean_absolute": 0.031}},
-            "seed": 4711,
-            "order": "interleaved",
-        },
+        "findings": {**findings, "seed": 4711, "order": "interleaved"},
     }
+
+
+def sweep_document(
+    sizes: tuple[int, ...] = (128, 256, 512, 1024, 1769), n: int = 20, variants: tuple[str | None, ...] = (None,)
+) -> dict[str, Any]:
+    """A complete sweep whose findings follow from its records."""
+    return copy.deepcopy(_sweep(sizes, n, variants))
 
 
 def invoke_document() -> dict[str, Any]:
@@ -240,7 +181,7 @@ def hostile_document() -> dict[str, Any]:
         one["notes"] = [EVIL]
     found["invocations"][3]["response"] = float("nan")
     found["findings"]["rejected"] = [{"memory_mb": 192, "variant": EVIL, "why": EVIL, "outcomes": {EVIL: 3}}]
-    found["findings"]["recommendation"].update(reason=EVIL, variant=EVIL, warnings=[EVIL])
+    found["findings"]["recommendation"].update(reason=EVIL, variant=EVIL, warnings=[{"sentence": EVIL, "remedy": EVIL}])
     found["findings"]["tiers"][0]["notes"] = [EVIL]
     return found
 
@@ -250,7 +191,9 @@ def test_the_made_up_sweep_follows_from_its_records() -> None:
     assert [one["memory_mb"] for one in found["findings"]["tiers"]] == [128, 256, 512, 1024, 1769]
     for made in found["findings"]["tiers"]:
         warm = [
-            one["duration_ms"] for one in found["invocations"] if one["memory_mb"] == made["memory_mb"] and not one["cold"]
+            one["duration_ms"]
+            for one in found["invocations"]
+            if one["memory_mb"] == made["memory_mb"] and not one["cold"]
         ]
         assert len(warm) == made["n"] == 20
         assert statistics.mean(warm) == made["duration_ms"]["mean"]

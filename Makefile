@@ -1,0 +1,50 @@
+# make demo   sets everything up and shows what the harness does
+# make test   sets everything up and runs all tests, those with real containers included
+# Both leave alone what is there already: a second run takes seconds of set-up.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST_ARGS ?=
+
+# What `make engine` installs on Debian and Ubuntu where no engine answers: the engine, and what makes Debian systems for
+# the images (Ubuntu knows Debian's keys only with the last one).
+APT_PACKAGES := ca-certificates docker.io mmdebstrap debian-archive-keyring
+
+.DEFAULT_GOAL := help
+.PHONY: help venv engine images demo test lint clean
+
+help:
+	@echo "make demo   set up, then show what the harness does"
+	@echo "make test   set up, then run all tests"
+	@echo "make lint   ruff and mypy"
+	@echo "make clean  remove what the tools left in this folder (not $(VENV), not the images)"
+
+venv:
+	@scripts/venv.sh $(VENV) $(PYTHON)
+
+engine: venv
+	@scripts/engine.sh $(BIN)/python "$(APT_PACKAGES)"
+
+images: engine
+	@$(BIN)/lambda-harness images build
+
+demo: images
+	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/demo.sh
+
+# The tests' own exit status counts; the coverage is told either way.
+test: images
+	@rm -f .coverage .coverage.*
+	@status=0; \
+	$(BIN)/coverage run -m pytest $(PYTEST_ARGS) tests/unit tests/engine || status=$$?; \
+	$(BIN)/coverage combine --quiet && $(BIN)/coverage report || [ $$status -ne 0 ] || status=1; \
+	exit $$status
+
+lint: venv
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+clean:
+	@rm -rf .coverage .coverage.* htmlcov .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

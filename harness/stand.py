@@ -1,0 +1,154 @@
+"""What an experiment stands on: an engine, a vantage, an image and a laid-out function, opened once for a command.
+
+`Stand` is a context manager that owns all of it. It gives sandboxes, for the function itself or for a variant of it
+(another memory size, other variables), and the facts for the document.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from harness import host
+from harness.engine import images, parts, relay_mount
+from harness.engine.client import Engine, EngineFacts, owner, owner_is_gone, reap
+from harness.engine.entrypoint import command_for
+from harness.errors import EngineError, UsageError
+from harness.function import Function, ImageCode, Package
+from harness.sandbox import Sandbox, Surroundings
+from harness.tiers import tier
+from harness.vantage import Vantage
+from harness.vantage.api import ApiVantage
+from harness.vantage.host import HostVantage
+
+_WORK_PREFIX = "lambda-harness-"
+_OWNER_FILE = "owner"
+VANTAGES = ("auto", "host", "api")
+
+
+def choose_vantage(facts: EngineFacts, wanted: str = "auto") -> Vantage:
+    """The best vantage here, or the wanted one; `EngineError` where that cannot be."""
+    if wanted not in VANTAGES:
+        raise UsageError(f"there is no vantage {wanted!r}", remedy=f"choose one of {', '.join(VANTAGES)}")
+    why_not = HostVantage.why_not(facts)
+    if wanted == "api" or (wanted == "auto" and why_not):
+        return ApiVantage(facts)
+    if why_not:
+        raise EngineError(f"vantage host is not possible: {why_not}", remedy="use --vantage api")
+    return HostVantage(facts)
+
+
+def work_base() -> Path:
+    """Where work directories are made: on disk, so not in a /tmp that may be memory."""
+    disk = Path("/var/tmp")
+    return disk if disk.is_dir() else Path(tempfile.gettempdir())
+
+
+def reap_work_dirs(*, everything: bool = False) -> list[str]:
+    """Remove the work directories of commands that were killed, and unmount what they had mounted."""
+    removed = []
+    for folder in work_base().glob(f"{_WORK_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            text = (folder / _OWNER_FILE).read_text()
+            if not everything and not owner_is_gone(text):
+                continue
+            for mounted in psutil.disk_partitions(all=True):
+                if Path(mounted.mountpoint).is_relative_to(folder):
+                    HostVantage.unmount(Path(mounted.mountpoint))
+            shutil.rmtree(folder)
+            removed.append(f"directory {folder}")
+    return removed
+
+
+class Stand:
+    """See the module. Raises the errors of the engine, of images and of functions while it is entered."""
+
+    def __init__(
+        self,
+        function: Function,
+        *,
+        vantage: str = "auto",
+        freeze: bool = True,
+        pull: bool = True,
+        on_output: Callable[[bytes], None] | None = None,
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.function = function
+        self._wanted = vantage
+        self._freeze = freeze
+        self._pull = pull
+        self._on_output = on_output
+        self._progress = progress
+        self._undo = contextlib.ExitStack()
+        self.engine: Engine
+        self.facts: EngineFacts
+        self.vantage: Vantage
+        self.host: dict[str, Any] = {}
+        self.warnings: tuple[str, ...] = ()
+        self._around: Surroundings
+
+    def __enter__(self) -> Stand:
+        try:
+            self._open()
+        except BaseException:
+            self._undo.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+
+    def _open(self) -> None:
+        function = self.function
+        tier(function.memory_mb)
+        self.engine = self._undo.enter_context(contextlib.closing(Engine()))
+        self.facts = self.engine.facts()
+        self.vantage = choose_vantage(self.facts, self._wanted)
+        self.host = host.describe(self.facts, self.vantage.name)
+        reap(self.engine, release=self.vantage.let_go)
+        reap_work_dirs()
+        named = function.code.reference if isinstance(function.code, ImageCode) else function.image
+        image = images.resolve(
+            self.engine.docker,
+            function.runtime,
+            function.architecture,
+            image=named,
+            pull=self._pull,
+            progress=self._progress,
+        )
+        work_dir = Path(tempfile.mkdtemp(prefix=_WORK_PREFIX, dir=work_base()))
+        self._undo.callback(shutil.rmtree, work_dir, ignore_errors=True)
+        (work_dir / _OWNER_FILE).write_text(owner())
+        work_dir.chmod(0o755)
+        laid = self._undo.enter_context(Package(function, work_dir))
+        self.warnings = laid.warnings
+        self._around = Surroundings(
+            engine=self.engine,
+            vantage=self.vantage,
+            image=image,
+            laid=laid,
+            work_dir=work_dir,
+            start=command_for(self.engine, image.image_id, function.handler, relay_mount.RIE_PATH),
+            rie_version=parts.rie_version(),
+            on_output=self._on_output,
+            freeze=self._freeze,
+        )
+
+    def variant(self, *, memory_mb: int | None = None, environment: Mapping[str, str] | None = None) -> Function:
+        """The function at another memory size, or with variables laid over its own."""
+        return replace(
+            self.function,
+            memory_mb=self.function.memory_mb if memory_mb is None else memory_mb,
+            environment={**self.function.environment, **(environment or {})},
+        )
+
+    def sandbox(self, function: Function | None = None) -> Sandbox:
+        """A new sandbox, not started yet: enter it."""
+        return Sandbox(function or self.function, self._around)
