@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import json
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +48,7 @@ class FakeEngine:
         self.arch = arch
         self.system = system
         self.images = FakeImages({}, {})
+        self.api = FakeBuilder([])
 
     def version(self) -> dict[str, str]:
         return {"Arch": self.arch}
@@ -154,8 +158,7 @@ def test_a_registry_is_asked_again_after_some_minutes(
     engine.images.local = {build.content_tag("python3.13", "x86_64"): "amd64"}
     resolve(engine, "python3.13")
     monkeypatch.setattr(images, "_answers", {})
-    later = time.time() + images.NO_ANSWER_FOR_S + 1
-    monkeypatch.setattr(images.time, "time", lambda: later)
+    images._memory().write_text(json.dumps({"public.ecr.aws": time.time() - images.NO_ANSWER_FOR_S - 1}))
     resolve(engine, "python3.13")
     assert len(probed) == 2
 
@@ -374,6 +377,75 @@ def test_every_part_of_every_recipe_is_pinned_for_both_architectures() -> None:
 def test_a_runtime_without_a_recipe_cannot_be_built(engine: FakeEngine) -> None:
     with pytest.raises(ImageError, match=r"no recipe for runtime python3\.12"):
         build.build(cast("docker.DockerClient", engine), "python3.12", "x86_64")
+
+
+@pytest.fixture
+def no_downloads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    part = tmp_path / "part"
+    part.write_text("part")
+    monkeypatch.setattr(parts, "fetch", lambda wanted, architecture, progress: part)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+
+
+class FakeBuilder:
+    """The part of the engine's API that builds: keeps what it was sent, and says what it is told to say."""
+
+    def __init__(self, says: list[dict[str, str]]) -> None:
+        self.says = says
+        self.contexts: list[bytes] = []
+
+    def build(self, *, fileobj: io.BytesIO, **options: Any) -> list[dict[str, str]]:
+        self.contexts.append(fileobj.read())
+        return self.says
+
+
+def built(engine: FakeEngine, runtime: str) -> images.ResolvedImage:
+    return build.build(cast("docker.DockerClient", engine), runtime, "x86_64")
+
+
+@pytest.mark.usefixtures("no_downloads")
+def test_a_step_that_fails_is_told_with_the_end_of_its_output(engine: FakeEngine) -> None:
+    engine.images.local = {"debian:trixie-slim": "amd64"}
+    says = [{"stream": "Step 6/9 : RUN apt-get update\n"}, {"stream": "Temporary failure resolving\n"}]
+    engine.api = FakeBuilder([*says, {"error": "The command returned a non-zero code: 100"}])
+    with pytest.raises(ImageError, match="the image base could not be built: The command returned") as caught:
+        built(engine, "provided.al2023")
+    assert "Temporary failure resolving" in str(caught.value)
+    assert "proxy" in caught.value.remedy
+
+
+@pytest.mark.usefixtures("no_downloads")
+def test_the_same_recipe_makes_the_same_context_on_every_machine(engine: FakeEngine, recipes: Path) -> None:
+    engine.images.local = {"debian:trixie": "amd64"}
+    sent = []
+    for mode in (0o600, 0o777):
+        # Wheels and checkouts keep neither times nor modes.
+        (recipes / "base/lambda-entrypoint.sh").chmod(mode)
+        engine.api = FakeBuilder([{"error": "enough"}])
+        with pytest.raises(ImageError):
+            built(engine, "provided.al2023")
+        sent += engine.api.contexts
+    assert sent[0] == sent[1]
+    with tarfile.open(fileobj=io.BytesIO(sent[0])) as archive:
+        modes = {entry.name: entry.mode for entry in archive}
+    assert modes["base/lambda-entrypoint.sh"] == modes["parts/aws-lambda-rie"] == 0o755
+    assert modes["base/dpkg-excludes"] == 0o644
+
+
+@pytest.mark.usefixtures("no_downloads")
+def test_no_debian_anywhere_is_told_with_each_way_that_failed(engine: FakeEngine) -> None:
+    with pytest.raises(
+        ImageError, match=r"no Debian trixie.*mmdebstrap is not installed.*could not be pulled"
+    ) as caught:
+        built(engine, "python3.13")
+    assert "apt-get install mmdebstrap" in caught.value.remedy
+
+
+@pytest.mark.usefixtures("no_downloads")
+def test_what_the_engine_has_already_is_not_built_again(engine: FakeEngine) -> None:
+    tag = build.content_tag("python3.13", "x86_64")
+    engine.images.local = {tag: "amd64"}
+    assert built(engine, "python3.13").reference == tag
 
 
 def _append(path: Path) -> None:
