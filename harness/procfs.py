@@ -79,18 +79,17 @@ def read(pid: int, root: str = "/proc") -> Process | None:
 
 def reset_peak_rss(pid: int, root: str = "/proc") -> bool:
     """Start VmHWM again from what is resident now; False where this is not possible."""
-    try:
-        # The file takes writes alone, and opening it needs the rights of a debugger on that process.
-        descriptor = os.open(f"{root}/{pid}/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        os.write(descriptor, b"5")
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
+    # Opening it needs the rights of a debugger on that process.
+    return _write(f"{root}/{pid}/clear_refs", b"5")
+
+
+def set_oom_score_adj(pid: int, value: int, root: str = "/proc") -> bool:
+    """Make a process a likelier (to 1000) or less likely (to -1000: never) victim of the out-of-memory killer.
+
+    While a killed process is still on its way out the killer may take a second one, which can be the RIE. What a process
+    starts inherits its value: a runtime that is born of a RIE at -1000 could not be killed, and would stall instead.
+    """
+    return _write(f"{root}/{pid}/oom_score_adj", b"%d" % value)
 
 
 def rss_bytes(pid: int, root: str = "/proc") -> int | None:
@@ -194,6 +193,20 @@ def _read(path: str) -> bytes | None:
     finally:
         os.close(descriptor)
     return data
+
+
+def _write(path: str, value: bytes) -> bool:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        os.write(descriptor, value)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def _after_name(stat: bytes) -> list[bytes] | None:

@@ -147,7 +147,10 @@ class Cgroup(Protocol):
         ...
 
     def oom_kills(self) -> int | None:
-        """How many processes of the sandbox the out-of-memory killer has ended; None where the kernel cannot tell."""
+        """How many processes of the sandbox the out-of-memory killer has ended; None where the kernel cannot tell.
+
+        One shortage may end more than one: while a victim is still on its way out, the next is chosen.
+        """
         ...
 
     def processes(self) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from harness.cli import clean, doctor, images, invoke, warm
+from harness.cli import clean, cost, doctor, images, invoke, runs, sweep, warm
 
 app = typer.Typer(
     name="lambda-harness",
@@ -19,6 +19,9 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(images.app, name="images")
 app.command("invoke")(invoke.invoke)
 app.command("warm")(warm.warm)
+app.command("sweep")(sweep.sweep)
+app.command("cost")(cost.cost)
+app.add_typer(runs.app, name="runs")
 app.command("clean")(clean.clean)
 
 

@@ -8,7 +8,10 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def emit(document: Mapping[str, Any]) -> None:
@@ -21,6 +24,13 @@ def data(text: str) -> None:
     """A line of data on stdout."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def console() -> Console:
+    """For tables on stdout; where that is no terminal, wide enough that no column is folded."""
+    from rich.console import Console
+
+    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
 def note(text: str) -> None:
@@ -59,6 +69,7 @@ class Progress:
     """
 
     AFTER_S = 1.0
+    LOG_EVERY_S = 10.0
     _shown = False
     _lock = threading.Lock()
 
@@ -66,7 +77,7 @@ class Progress:
         self._quiet = quiet
         self._what = ""
         self._since = time.monotonic()
-        self._said = ""
+        self._said, self._said_at = "", -self.LOG_EVERY_S
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
@@ -79,9 +90,11 @@ class Progress:
         self._stop.set()
         self.clear()
 
-    def __call__(self, what: str) -> None:
-        """A new step begins."""
-        self._what, self._since = what, time.monotonic()
+    def __call__(self, what: str, *, keep_clock: bool = False) -> None:
+        """A new step begins; with ``keep_clock`` it is the old one, told in new words."""
+        self._what = what
+        if not keep_clock:
+            self._since = time.monotonic()
 
     @classmethod
     def clear(cls) -> None:
@@ -100,9 +113,9 @@ class Progress:
                 if sys.stderr.isatty():
                     sys.stderr.write(f"\r\x1b[K{self._what} ({passed:.0f} s)")
                     Progress._shown = True
-                elif self._said != self._what:
+                elif self._said != self._what and time.monotonic() - self._said_at > self.LOG_EVERY_S:
                     sys.stderr.write(f"{self._what} ...\n")
-                    self._said = self._what
+                    self._said, self._said_at = self._what, time.monotonic()
                 sys.stderr.flush()
 
 

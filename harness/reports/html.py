@@ -13,14 +13,13 @@ import base64
 import collections
 import gzip
 import hashlib
-import json
-import math
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from harness.reports import charts
 from harness.reports import format as figures
+from harness.reports.export import strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -140,23 +139,8 @@ def _embedded(document: dict[str, Any]) -> _Embedded:
 
 
 def _json(found: dict[str, Any]) -> str:
-    try:
-        text = json.dumps(found, allow_nan=False, separators=(",", ":"), default=str)
-    except ValueError:
-        text = json.dumps(_without_nan(found), separators=(",", ":"), default=str)
-    # ASCII output leaves these three as the only characters that could end the element or begin a comment.
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _without_nan(found: Any) -> Any:
-    """NaN and infinities, which Python's JSON knows and JSON does not, as null."""
-    if isinstance(found, float):
-        return found if math.isfinite(found) else None
-    if isinstance(found, dict):
-        return {key: _without_nan(value) for key, value in found.items()}
-    if isinstance(found, list | tuple):
-        return [_without_nan(value) for value in found]
-    return found
+    # It is ASCII: these three are the only characters left that could end the element or begin a comment.
+    return strict_json(found).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _packed(text: str) -> str:

@@ -3,13 +3,14 @@
 import os
 import sys
 
+# Before the function's path stands: its modules must not take the place of what the client needs.
+from awslambdaric.__main__ import main
+
 # As on Lambda: the code first, then the layers, then what the runtime itself brings.
 sys.path[0:1] = [
     os.environ["LAMBDA_TASK_ROOT"],
     "/opt/python/lib/python3.13/site-packages",
     "/opt/python",
 ]
-
-from awslambdaric.__main__ import main  # noqa: E402  the path has to stand before the client is imported
 
 main([sys.argv[0], os.environ["_HANDLER"]])

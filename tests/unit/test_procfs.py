@@ -254,6 +254,11 @@ class TestThisKernel:
         grown_pages = (after - before) // os.sysconf("SC_PAGE_SIZE")
         assert 1000 <= grown_pages <= 1020  # the one page of before is given back; the interpreter may take a few
 
+    def test_a_process_can_be_offered_to_the_out_of_memory_killer(self, child: subprocess.Popen[str]) -> None:
+        assert procfs.set_oom_score_adj(child.pid, 500)
+        assert Path(f"/proc/{child.pid}/oom_score_adj").read_text() == "500\n"
+        assert not procfs.set_oom_score_adj(child.pid, 5000)
+
     def test_a_child_that_ended_is_noticed(self) -> None:
         before = procfs.reaped_children(os.getpid())
         subprocess.run(["true"], check=True)
