@@ -165,7 +165,9 @@ class Raw:
     def request_directly(self) -> float:
         """One request to the container's own address, over a connection that is kept; in ms."""
         if not self._address:
-            self._address = command("docker", "inspect", "--format", "{{.NetworkSettings.IPAddress}}", self.name).strip()
+            self._address = command(
+                "docker", "inspect", "--format", "{{.NetworkSettings.IPAddress}}", self.name
+            ).strip()
         return self._ask(self._address, _RIE_PORT)
 
     def _ask(self, host: str, port: int) -> float:
@@ -360,7 +362,7 @@ def _remove_image(image: str) -> None:
 
 def _remove_orphans() -> None:
     """Images of benchmarks that were killed."""
-    form = '{{.Repository}}:{{.Tag}}'
+    form = "{{.Repository}}:{{.Tag}}"
     for image in command("docker", "images", "--filter", f"label={LABEL_OWNER}", "--format", form).split():
         if re.fullmatch(r"lambda-harness-bench-[0-9a-f]{12}:rapid-\w+", image) is None:
             continue

@@ -20,7 +20,7 @@ def parse(given: str) -> bytes:
         return _checked(sys.stdin.buffer.read(), "standard input")
     text = given.strip()
     try:
-        json.loads(text)
+        _parse(text)
     except ValueError as error:
         if text[:1] in '{["' or not text:
             raise InvalidEvent(f"the event is not valid JSON: {error}: {given[:80]!r}", remedy=_REMEDY) from None
@@ -46,7 +46,19 @@ def _checked(data: bytes, where: str) -> bytes:
             remedy="pass large data through storage, as on Lambda",
         )
     try:
-        json.loads(data)
+        _parse(data.decode())
     except ValueError as error:
         raise InvalidEvent(f"{where} does not hold valid JSON: {error}", remedy=_REMEDY) from None
     return data
+
+
+def _parse(text: str) -> None:
+    """Raises ValueError for what is no JSON, Python's own additions (NaN and the infinities) included."""
+    try:
+        json.loads(text, parse_constant=_no_constant)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON value")

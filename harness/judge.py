@@ -15,6 +15,8 @@ from harness.watch import Exchange
 RESPONSE_LIMIT_BYTES = 6_291_556
 """Lambda's limit of a synchronous response: 6 MiB and 100 bytes."""
 
+_STACK_TRACES = ("stackTrace", "trace")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
@@ -36,9 +38,13 @@ def judge(exchange: Exchange, answer: Answer, *, oom_kills: int | None, request_
         return _too_large(exchange)
     if exchange.reply == "error":
         return _function_error(exchange.error_body or answer.body)
-    if exchange.done_ns is not None and exchange.reply in ("response", ""):
-        if not exchange.reply and exchange.rie_status == "error":
+    if not exchange.reply:
+        # Nobody saw what the runtime posted. Of a refused response the RIE's answer tells; of an error only its shape.
+        if answer.status != 200 and _read_error(answer.body)[0] == "Function.ResponseSizeTooLarge":
             return _function_error(answer.body)
+        if exchange.done_ns is not None and (exchange.rie_status == "error" or _is_error(answer.body, request_id)):
+            return _function_error(answer.body)
+    if exchange.done_ns is not None and exchange.reply in ("response", ""):
         notes: tuple[str, ...] = ()
         if oom_kills:
             notes = (f"{oom_kills} process(es) of the function were killed for lack of memory; its runtime survived",)
@@ -104,6 +110,15 @@ def _exit(outcome: Outcome, reason: str, request_id: str) -> Verdict:
     else:
         message = f"RequestId: {request_id} Error: Runtime exited without providing a reason"
     return _error(outcome, "Runtime.ExitError", message, log_line=f"{message}\nRuntime.ExitError")
+
+
+def _is_error(body: bytes, request_id: str) -> bool:
+    """Whether a body is what AWS's runtimes post as an error: with this request's id (Python) or a stack trace."""
+    kind, message = _read_error(body)
+    if kind is None or message is None:
+        return False
+    found = json.loads(body)
+    return found.get("requestId") == request_id or any(isinstance(found.get(name), list) for name in _STACK_TRACES)
 
 
 def _read_error(body: bytes) -> tuple[str | None, str | None]:

@@ -86,8 +86,9 @@ def reset_peak_rss(pid: int, root: str = "/proc") -> bool:
 def set_oom_score_adj(pid: int, value: int, root: str = "/proc") -> bool:
     """Make a process a likelier (to 1000) or less likely (to -1000: never) victim of the out-of-memory killer.
 
-    While a killed process is still on its way out the killer may take a second one, which can be the RIE. What a process
-    starts inherits its value: a runtime that is born of a RIE at -1000 could not be killed, and would stall instead.
+    The killer takes the largest process, and while that one is on its way out it may take a second, which can be the RIE.
+    At 1000 the runtime and what it forks from then on (children inherit the value) go first, whatever their sizes. Less
+    than before needs CAP_SYS_RESOURCE, and a runtime that inherits -1000 from the RIE stalls instead of being killed.
     """
     return _write(f"{root}/{pid}/oom_score_adj", b"%d" % value)
 

@@ -130,9 +130,12 @@ class Output:
 
     def line(self, line: bytes) -> bytes:
         """Take a line of stdout in; returns what of it (and of lines held back before) is the function's output."""
-        if not self._started and _START.fullmatch(line):
+        if not self._started and (start := _START.search(line)) is not None and start.end() == len(line):
+            # What stands before it has been printed without a line end since the last invocation.
             self._started = True
-            return b""
+            line = line[: start.start()]
+            self._keep(line)
+            return line
         given = b""
         held, self._held = self._held, None
         if held is not None:

@@ -31,7 +31,13 @@ if ! "$python" -c 'import ensurepip, venv' 2> /dev/null; then
     fi
 fi
 
-say "making $venv"
-"$python" -m venv --clear "$venv"
+# One that works is brought up to date, one of another Python is made anew.
+same='import sys; print(sys.version_info[:3])'
+if [ "$("$venv/bin/python" -c "$same" 2> /dev/null)" = "$("$python" -c "$same")" ] && "$venv/bin/python" -c 'import pip' 2> /dev/null; then
+    say "bringing $venv up to date"
+else
+    say "making $venv"
+    "$python" -m venv --clear "$venv"
+fi
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
 echo "$made_from" > "$venv/made-from"

@@ -38,6 +38,19 @@ class ContainerSpec:
     open_files: int = 1024
 
 
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """One process as the engine lists it. ``threads`` is None where its ps cannot count them."""
+
+    rss_bytes: int
+    threads: int | None
+
+    @classmethod
+    def of(cls, columns: list[str]) -> Listed:
+        """From the columns rss (KiB) and nlwp of ps."""
+        return cls(rss_bytes=int(columns[0]) * 1024, threads=int(columns[1]) if len(columns) > 1 else None)
+
+
 class Container:
     """A context manager: on leaving, the container is gone, whatever happened."""
 
@@ -179,11 +192,45 @@ class Container:
             found: dict[str, Any] = self._api.stats(self.id, stream=False, one_shot=True)
         return found
 
+    def processes(self) -> dict[int, Listed] | None:
+        """The container's processes by their id on the engine's kernel; None where the engine cannot list them.
+
+        Works on a paused container too: the engine runs its host's ``ps``.
+        """
+        for columns in ("pid,rss,nlwp", "pid,rss"):
+            try:
+                found = self._api.top(self.id, f"-o {columns}")
+                return {int(row[0]): Listed.of(row[1:]) for row in found["Processes"] or ()}
+            except docker.errors.NotFound:
+                raise self.why_gone() from None
+            except docker.errors.APIError:
+                continue  # a ps that does not know the column
+            except (ValueError, IndexError):
+                return None
+            except ENGINE_FAILURES as error:
+                raise self.why_gone() from error
+        return None
+
+    def oom_events(self, *, until_s: float) -> int:
+        """How often the engine announced an out-of-memory kill in this container, up to this time of its own clock."""
+        with self._engine.asked("tell the events of a container"):
+            filters = {"container": self.id, "event": "oom"}
+            # The stubs take whole seconds alone; the engine takes fractions, written as text.
+            found = self._api.events(since=0, until=f"{until_s:.6f}", filters=filters, decode=True)  # type: ignore[call-overload]
+            return sum(1 for _ in found)
+
     def execute(self, command: list[str]) -> str:
-        """Run a command inside and return what it printed."""
+        """Run a command inside and return what it printed; `EngineError` where the image has no such command."""
         with self._engine.asked("run a command in a container"):
             created = self._api.exec_create(self.id, command)
-            return bytes(self._api.exec_start(created["Id"])).decode(errors="replace")
+            printed = bytes(self._api.exec_start(created["Id"])).decode(errors="replace")
+            status = self._api.exec_inspect(created["Id"])["ExitCode"]
+        if status in (126, 127):
+            raise EngineError(
+                f"{command[0]} cannot be run in image {self.spec.image}: {printed.strip()[:200]}",
+                remedy="use an image with a shell, or the vantage host",
+            )
+        return printed
 
     def remove(self) -> None:
         """Remove the container and its volumes; one that is already gone is fine, and so is an engine that went away.

@@ -36,7 +36,7 @@ Tier = dict[str, Any]
 WIDTH, HEIGHT = 860, 360
 MAX_DOTS = 600
 """Above this many single invocations the main chart draws each size's range instead of a dot for each."""
-MAX_TIMELINE = 150
+MAX_TIMELINE = 80
 """A timeline shows the first so many invocations of its sandbox; more could not be told apart."""
 _FONT = "Liberation Sans, Helvetica, Arial, sans-serif"
 

@@ -129,6 +129,12 @@ def _by_unit(name: list[str], value: float) -> str:
             return f"{value:g}"
 
 
+def label(name: str) -> str:
+    """A field's name in plain words, without the unit that its value, formatted by `named`, brings along."""
+    head, _, unit = name.rpartition("_")
+    return words(head if head and unit in {"ms", "s", "bytes", "share", "mb", "usd", "at"} else name)
+
+
 def words(name: str) -> str:
     """A closed-set value such as ``out_of_memory`` in plain words."""
     return name.replace("_", " ")

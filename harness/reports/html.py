@@ -427,7 +427,7 @@ def _facts(document: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     if document.get("plan"):
         groups.append(("Plan", document["plan"]))
     return [
-        (title, [(figures.words(str(name)), figures.named(str(name), value)[:400]) for name, value in facts.items()])
+        (title, [(figures.label(str(name)), figures.named(str(name), value)[:400]) for name, value in facts.items()])
         for title, facts in groups
         if facts
     ]

@@ -72,6 +72,27 @@ def test_times_are_in_utc() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "label", "text"),
+    [
+        ("memory_mb", 512, "memory", "512 MB"),
+        ("timeout_s", 30, "timeout", "30.0 s"),
+        ("memory_bytes", 8 << 30, "memory", "8.00 GB"),
+        ("saving_usd_per_month", 3.1, "saving usd per month", "$3.10"),
+        ("created_at", "2026-11-21T20:30:00Z", "created", "2026-11-21 20:30:00 UTC"),
+        ("rootless", False, "rootless", "no"),
+        ("hz", None, "hz", "not measured"),
+        ("layers", [], "layers", "none"),
+        ("sizes_mb", [128, 512], "sizes", "128 MB, 512 MB"),
+        ("limits", {"init_ms": 10_000}, "limits", "init ms: 10.0 s"),
+        ("ms", 3, "ms", "3"),
+        ("hit_share", 0.5, "hit", "50 %"),
+    ],
+)
+def test_a_fact_is_formatted_by_the_unit_in_its_name(name: str, value: object, label: str, text: str) -> None:
+    assert (figures.label(name), figures.named(name, value)) == (label, text)
+
+
+@pytest.mark.parametrize(
     "formatter",
     [
         figures.duration,
