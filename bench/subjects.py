@@ -65,7 +65,7 @@ def command(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, **(env or {})},
+        env=None if env is None else dict(env),
         cwd=cwd,
         start_new_session=True,
     )
@@ -268,7 +268,7 @@ class Sam:
                 stdout=log,
                 stderr=log,
                 text=True,
-                env={**os.environ, **self.env},
+                env=dict(self.env),
                 cwd=self.folder,
                 start_new_session=True,
             )
@@ -339,15 +339,17 @@ def sam(executable: Path, function: Function, image_reference: str, folder: Path
     (folder / "event.json").write_bytes(EVENT)
     # A version check that was made just now is not made again: nothing but the engine is talked to.
     (home / "metadata.json").write_text(json.dumps({"lastVersionCheck": time.time()}))
-    env = {
+    # With keys, SAM CLI would ask AWS whose they are, and wait for the answer: it is given none.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")} | {
         "SAM_CLI_TELEMETRY": "0",
         "__SAM_CLI_APP_DIR": str(home),
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
         "AWS_DEFAULT_REGION": environment.REGION,
-        "AWS_ACCESS_KEY_ID": "bench",
-        "AWS_SECRET_ACCESS_KEY": "bench",
     }
     try:
-        command("docker", "build", "--quiet", "--tag", image, str(context), env={"DOCKER_BUILDKIT": "0"})
+        command("docker", "build", "--quiet", "--tag", image, str(context), env={**os.environ, "DOCKER_BUILDKIT": "0"})
         yield Sam(executable=executable, folder=folder, image=image, env=env)
     finally:
         _remove_image(image)

@@ -82,6 +82,7 @@ class Invocation:
     peak_rss_bytes: int | None = None
     peak_memory_bytes: int | None = None
     resident_after_bytes: int | None = None
+    anonymous_after_bytes: int | None = None
     page_cache_bytes: int | None = None
     processes: int | None = None
     threads: int | None = None

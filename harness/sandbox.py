@@ -12,7 +12,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -88,8 +88,16 @@ class Surroundings:
 class ContainerCell:
     """A real container with everything around it. Everything is given back in `close`, in the reverse order."""
 
-    def __init__(self, function: Function, around: Surroundings, sandbox_id: str, cpus: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        function: Function,
+        around: Surroundings,
+        sandbox_id: str,
+        cpus: tuple[int, ...],
+        extra_binds: Mapping[Path, str],
+    ) -> None:
         self._function, self._around, self._id, self._cpus = function, around, sandbox_id, cpus
+        self._extra_binds = extra_binds
         self._undo = contextlib.ExitStack()
         self.granted: Granted
         self.reach: Reach
@@ -150,6 +158,7 @@ class ContainerCell:
             binds[str(around.laid.task_dir)] = ("/var/task", "ro")
         if around.laid.layers_dir is not None:
             binds[str(around.laid.layers_dir)] = ("/opt", "ro")
+        binds |= {str(source): (target, "ro") for source, target in self._extra_binds.items()}
         now = datetime.datetime.now(datetime.UTC)
         variables = environment.variables(function, log_stream=environment.log_stream_name(now))
         # The RIE's own timer starts before init and only takes whole seconds: it must never be the first to fire.
@@ -228,12 +237,19 @@ class Sandbox:
     goes wrong during an invocation is on its record.
     """
 
-    def __init__(self, function: Function, around: Surroundings, *, cell: Cell | None = None) -> None:
+    def __init__(
+        self,
+        function: Function,
+        around: Surroundings,
+        *,
+        cell: Cell | None = None,
+        extra_binds: Mapping[Path, str] | None = None,
+    ) -> None:
         self.id = uuid.uuid4().hex[:12]
         self.function = function
         self._around = around
         self._tier = tier(function.memory_mb)
-        self._cell = cell or ContainerCell(function, around, self.id, self._choose_cpus())
+        self._cell = cell or ContainerCell(function, around, self.id, self._choose_cpus(), extra_binds or {})
         self._phase: lifecycle.Phase = lifecycle.Created()
         self._lock = threading.Lock()
         self._sequence = 0
@@ -432,6 +448,7 @@ class Sandbox:
             peak_rss_bytes=seen.peak_rss_bytes,
             peak_memory_bytes=seen.peak_memory_bytes,
             resident_after_bytes=seen.resident_after_bytes,
+            anonymous_after_bytes=seen.anonymous_after_bytes,
             page_cache_bytes=seen.page_cache_bytes,
             processes=seen.processes,
             threads=seen.threads,

@@ -149,6 +149,6 @@ class Stand:
             environment={**self.function.environment, **(environment or {})},
         )
 
-    def sandbox(self, function: Function | None = None) -> Sandbox:
-        """A new sandbox, not started yet: enter it."""
-        return Sandbox(function or self.function, self._around)
+    def sandbox(self, function: Function | None = None, *, extra_binds: Mapping[Path, str] | None = None) -> Sandbox:
+        """A new sandbox, not started yet: enter it. ``extra_binds``: host path -> container path, mounted read-only."""
+        return Sandbox(function or self.function, self._around, extra_binds=extra_binds)

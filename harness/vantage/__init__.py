@@ -26,6 +26,7 @@ class Observation:
     peak_memory_bytes: int | None = None
     peak_method: PeakMethod | None = None
     resident_after_bytes: int | None = None
+    anonymous_after_bytes: int | None = None
     page_cache_bytes: int | None = None
     processes: int | None = None
     threads: int | None = None

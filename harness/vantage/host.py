@@ -24,6 +24,7 @@ from harness.vantage import Granted, Observation, TmpVolume
 
 _MIB = 1024 * 1024
 _BLOCK = 4096
+_FIRST_TO_GO = 1000
 _SPAWN_S = 0.2
 """How long the RIE may take from announcing an init to starting the runtime; it takes some 2 ms."""
 
@@ -262,6 +263,9 @@ class HostReach:
         while not self._cgroup.runtime_processes() and time.monotonic() < deadline:
             time.sleep(0.0005)
         self._cgroup.adopt()
+        for pid in self._cgroup.runtime_processes():
+            # When memory runs out the runtime goes, never the RIE: without it there would be nothing left to ask.
+            procfs.set_oom_score_adj(pid, _FIRST_TO_GO)
 
     # -- measuring ------------------------------------------------------------------------------------------------
 
@@ -307,6 +311,7 @@ class HostReach:
             peak_memory_bytes=None if peak_memory is None else max(0, peak_memory - self._share_bytes),
             peak_method=method,
             resident_after_bytes=sum(each.rss_bytes for each in after.values()) if after else None,
+            anonymous_after_bytes=_total(procfs.anonymous_share_bytes(pid) for pid in after) if after else None,
             page_cache_bytes=now.file_bytes,
             processes=len(after),
             threads=sum(each.threads for each in after.values()),

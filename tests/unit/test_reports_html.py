@@ -70,10 +70,22 @@ class Page(HTMLParser):
         return found
 
 
+_DRAWN: dict[str, str] = {}
+
+
 @pytest.fixture(autouse=True)
-def one_timeline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes most of the time of a page; one timeline is as true as six."""
-    monkeypatch.setattr(html, "MAX_TIMELINES", 1)
+def drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of the time of a page, and these tests share most of their charts."""
+    draw = charts.svg
+
+    def svg(spec: charts.Spec) -> str:
+        key = json.dumps(spec)
+        if key not in _DRAWN:
+            _DRAWN[key] = draw(spec)
+        return _DRAWN[key]
+
+    monkeypatch.setattr(charts, "svg", svg)
+    monkeypatch.setattr(html, "MAX_TIMELINES", 2)
 
 
 def page(document: dict[str, Any]) -> Page:
