@@ -37,7 +37,8 @@ def judge(exchange: Exchange, answer: Answer, *, oom_kills: int | None, request_
     if exchange.reply == "response" and exchange.reply_status == 413:
         return _too_large(exchange)
     if exchange.reply == "error":
-        return _function_error(exchange.error_body or answer.body)
+        # What the relay kept of a body is cut, and may be chunked; the RIE hands out the whole, unless the runtime exited.
+        return _function_error(answer.body if answer.status == 200 else exchange.error_body or answer.body)
     if not exchange.reply:
         # Nobody saw what the runtime posted. Of a refused response the RIE's answer tells; of an error only its shape.
         if answer.status != 200 and _read_error(answer.body)[0] == "Function.ResponseSizeTooLarge":

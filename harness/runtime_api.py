@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 _NEXT = re.compile(rb"GET /[\d-]+/runtime/invocation/next[ ?]")
 _POST = re.compile(rb"POST /[\d-]+/runtime/(?:invocation/[^/ ]+/(response|error)|init/(error))[ ?]")
 _REQUEST_ID = b"lambda-runtime-aws-request-id"
+_STATUS_LINE = len("HTTP/1.1 200")
 _HEAD_LIMIT = 64 * 1024
 _KEPT_BODY = 256 * 1024
 
@@ -46,6 +47,7 @@ class Relay:
     _request: bytearray = field(default_factory=bytearray)
     _head: bytearray = field(default_factory=bytearray)
     _head_open: bool = False
+    _status: bytearray = field(default_factory=bytearray)
 
     def from_runtime(self, data: bytes) -> bytes:
         """Bytes of the runtime on their way to the RIE."""
@@ -56,7 +58,7 @@ class Relay:
             self._replying = ""
         if len(self._request) < _KEPT_BODY:
             before = bool(self._request)
-            self._request += data[:_KEPT_BODY]
+            self._request += data[: _KEPT_BODY - len(self._request)]
             if not before or not (self._asks_next or self._replying):
                 self._recognise()
         return data
@@ -74,9 +76,12 @@ class Relay:
         """Bytes of the RIE on their way to the runtime; b"" while the head of an event is incomplete."""
         if not self._answering:
             self._answering = True
-            if self._replying:
+            self._status.clear()
+        if self._replying:
+            self._status += data[:_STATUS_LINE]
+            if len(self._status) >= _STATUS_LINE:
                 _, _, body = bytes(self._request).partition(b"\r\n\r\n")
-                status = data[9:12]
+                status = self._status[9:12]
                 self.handlers.on_reply(self._replying, int(status) if status.isdigit() else 0, body)
                 self._replying = ""
         if not (self._asks_next and self._head_open):

@@ -473,7 +473,10 @@ class Sandbox:
             self._largest_peak = max(self._largest_peak, seen.peak_rss_bytes)
         if self._out_of_memory:
             return self.function.memory_mb
-        return -(-self._largest_peak // _MIB) if self._largest_peak else None
+        if not self._largest_peak:
+            return None
+        # Resident memory counts pages of files that are charged to nobody or to another; Lambda's figure has a bound.
+        return min(-(-self._largest_peak // _MIB), self.function.memory_mb)
 
 
 def _cents(value: float | None) -> float | None:

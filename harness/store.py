@@ -455,14 +455,14 @@ class Store:
             )
 
     def _turn_on_wal(self) -> None:
-        # auto_vacuum can only be chosen while the file is still empty, and goes into the header with the first page.
-        if self._db.execute("PRAGMA user_version").fetchone()[0] == 0:
-            self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        # Switching the journal needs the file alone, and SQLite does not wait for that as it does for a write: two
-        # processes that open a new store at the same moment would meet "database is locked" at once.
+        # Switching the journal needs the file alone, and SQLite does not always wait for that as it does for a write:
+        # of two processes that open a new store at the same moment one would meet "database is locked" at once.
         give_up = time.monotonic() + BUSY_TIMEOUT_MS / 1000
         while True:
             try:
+                # auto_vacuum can only be chosen while the file is still empty.
+                if self._db.execute("PRAGMA user_version").fetchone()[0] == 0:
+                    self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")
                 # Some network file systems cannot do WAL; SQLite then keeps its rollback journal, which is safe too.
                 self._db.execute("PRAGMA journal_mode = WAL").fetchone()
             except sqlite3.OperationalError as error:

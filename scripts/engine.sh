@@ -16,7 +16,7 @@ import docker
 try:
     version = docker.from_env(version="auto", timeout=5).version()
 except Exception as error:
-    sys.exit(str(error).splitlines()[0] if str(error) else type(error).__name__)
+    sys.exit((str(error) or type(error).__name__).splitlines()[0][:160])
 print(version.get("Platform", {}).get("Name") or "Docker", version["Version"])
 PYTHON
 }
@@ -81,6 +81,14 @@ if [ -d /run/systemd/system ]; then
     say "Docker does not come up; 'journalctl -u docker' has all of its log"
     exit 4
 fi
+
+# Files of a daemon that a power cut or a snapshot ended name a process that is another one's by now; dockerd and its
+# containerd would take that for themselves, running, and never come up.
+for file in /run/docker.pid:dockerd /run/docker/containerd/containerd.pid:containerd; do
+    if pid=$(cat "${file%:*}" 2> /dev/null) && [ "$(cat "/proc/$pid/comm" 2> /dev/null)" != "${file#*:}" ]; then
+        rm -f "${file%:*}"
+    fi
+done
 
 # No service manager: the daemon becomes a process of its own, which outlives make and its terminal. It must not hold on
 # to make's pipes, or whoever reads make's output would wait for the daemon's end.

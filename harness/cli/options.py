@@ -18,7 +18,7 @@ FunctionArgument = Annotated[
     str,
     typer.Argument(
         metavar="FUNCTION",
-        help="A directory with function.toml; template.yaml:LogicalId; a directory or zip with --runtime, --handler; image:NAME.",
+        help="A directory with function.toml; template.yaml:LogicalId; image:NAME; a directory or zip with --handler.",
     ),
 ]
 Events = Annotated[

@@ -20,7 +20,7 @@ from harness.tiers import billed_ms, tier
 
 CPU_MS, WAIT_MS = 610.0, 40.0
 PRICE_PER_GB_S, PRICE_PER_REQUEST = 0.0000166667, 0.2e-6
-EVIL = '</script><img src="https://evil.example/x.png" onerror="alert(1)"> & \u2028 \ud800 end'
+EVIL = '</script ><!--<script></script><img src="https://evil.example/x.png" onerror="alert(1)"> & \u2028 \ud800 end'
 
 
 def cost_usd(billed: float, memory_mb: int) -> float:

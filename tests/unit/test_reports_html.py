@@ -165,6 +165,14 @@ def test_the_chart_names_the_sizes_and_draws_what_was_predicted() -> None:
     assert "Predicted duration" not in html.render(document)
 
 
+def test_the_dots_are_the_warm_successes_alone() -> None:
+    document = sweep_document()
+    failed = next(one for one in document["invocations"] if one["memory_mb"] == 512 and not one["cold"])
+    failed["outcome"] = "timeout"
+    drawn = json.dumps(charts.duration_and_cost(document))
+    assert drawn.count('"single":') == 5 * 20 - 1
+
+
 def test_each_variant_has_its_panel() -> None:
     found = page(sweep_document((128, 512), 6, ("small heap", "large heap")))
     assert found.text.count("Cost of a million invocations (USD)") == 2
@@ -198,7 +206,9 @@ def test_nothing_that_a_function_says_becomes_part_of_the_page() -> None:
     assert kept["function"]["name"] == EVIL
     assert kept["invocations"][0]["response"] == {EVIL: EVIL}
     assert kept["invocations"][3]["response"] is None, "NaN is not JSON"
-    assert EVIL.replace("\ud800", "?").split("\u2028")[0] in found.text, "it is shown as the text that it is"
+    assert '</script ><!--<script></script><img src="https://evil.example/x.png"' in found.text, (
+        "it is shown as the text that it is"
+    )
 
 
 def test_the_page_is_text_that_a_file_can_hold() -> None:

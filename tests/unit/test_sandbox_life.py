@@ -107,7 +107,9 @@ class Life(RuleBasedStateMachine):
         self.in_tmp += 1
         assert record.outcome is OUTCOMES[do]
         if do == "succeed":
-            assert record.response == [self.in_globals, self.in_tmp], "globals as old as the runtime, /tmp as the sandbox"
+            assert record.response == [self.in_globals, self.in_tmp], (
+                "globals as old as the runtime, /tmp as the sandbox"
+            )
         if do not in ("succeed", "raise"):
             self.runtime_lives = False
             assert isinstance(self.sandbox.phase, Broken | FrozenBroken)

@@ -15,7 +15,16 @@ import pytest
 
 from harness.errors import Interrupted, InvalidInput
 from harness.invocation import Invocation, Outcome
-from harness.store import LATEST, SCHEMA_VERSION, RunState, Store, default_path
+from harness.store import (
+    LATEST,
+    SCHEMA_VERSION,
+    Owner,
+    RunState,
+    Store,
+    _process_started,
+    default_path,
+    this_process,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,6 +142,15 @@ def test_a_pid_that_was_used_again_does_not_keep_a_run_running(store: Store, pat
         raw.execute(f"UPDATE runs SET {column} = 'another'")  # noqa: S608
     raw.close()
     assert store.list()[0].state is RunState.INTERRUPTED
+
+
+def test_a_process_that_ended_but_was_not_waited_for_is_not_alive() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    owner = Owner(pid=ended.pid, boot=this_process().boot, started=_process_started(ended.pid) or "")
+    assert owner.alive()
+    ended.communicate()
+    assert not owner.alive()
+    assert this_process().alive()
 
 
 @pytest.mark.parametrize(
@@ -315,6 +333,38 @@ def test_threads_may_share_a_run(store: Store) -> None:
     for thread in threads:
         thread.join()
     assert len(store.invocations(run.run_id)) == 100
+
+
+def test_a_store_that_another_process_keeps_locked_is_said(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.store.BUSY_TIMEOUT_MS", 20)
+    with Store(path) as store:
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(InvalidInput, match="locked by another process"):
+            store.begin("invoke", FUNCTION)
+        other.execute("ROLLBACK")
+        other.close()
+        store.begin("invoke", FUNCTION)
+
+
+def test_who_opens_a_store_that_another_is_just_making_waits_for_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.parent.mkdir(parents=True)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+
+    def release(_: float) -> None:
+        other.execute("ROLLBACK")
+        other.close()
+
+    # SQLite's own waiting is over at once, so what waits is the store.
+    connect = sqlite3.connect
+    monkeypatch.setattr("harness.store.sqlite3.connect", lambda *names, **how: connect(*names, **{**how, "timeout": 0}))
+    monkeypatch.setattr("harness.store.time.sleep", release)
+    with Store(path) as store:
+        store.begin("invoke", FUNCTION)
+        assert len(store.list()) == 1
 
 
 def test_a_full_disk_is_said_and_keeps_what_was_stored(store: Store, path: Path) -> None:
