@@ -271,7 +271,7 @@ def _stand(
         return None, None
     found.host, found.image, found.vantage = stand.host, image.reference, stand.vantage.name
     if stand.vantage.name != "host":
-        found.warnings.append("freezing goes through the engine here: the aims hold for vantage host")
+        found.warnings.append("freezing goes through the engine here: those aims hold for vantage host")
     return stand, image
 
 
@@ -344,8 +344,8 @@ def judged(found: Found) -> list[dict[str, Any]]:
             value = None if against is None else against.value
         else:
             value = statistics.median(values) if values else None
-        # What the engine's API takes to pause is not what this aim is about.
-        if aim.subject == PAUSES and found.vantage != "host":
+        # What the engine's API takes to pause is not what these aims are about.
+        if aim.subject in (FROZEN, PAUSES) and found.vantage != "host":
             value = None
         unit = "x" if aim.base else "ms"
         met = None if value is None else value <= aim.limit

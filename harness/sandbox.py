@@ -310,8 +310,12 @@ class Sandbox:
         timeout_s = float(self.function.timeout_s)
         exchange = self._cell.expect(timeout_s=timeout_s, init_limit_s=INIT_LIMIT_S)
         answer, failure = None, None
+        patience_s = timeout_s + 2 * INIT_LIMIT_S + _GRACE_S
         try:
-            answer = self._cell.request(event, timeout_s=timeout_s + 2 * INIT_LIMIT_S + _GRACE_S)
+            answer = self._cell.request(event, timeout_s=patience_s)
+            if _was_dead_before(exchange, answer):
+                self._phase = lifecycle.Broken().invoke()
+                answer = self._cell.request(event, timeout_s=patience_s)
         except httpx.HTTPError as error:
             failure = self._cell.gone(error)
         except BaseException:
@@ -479,6 +483,14 @@ class Sandbox:
         return min(-(-self._largest_peak // _MIB), self.function.memory_mb)
 
 
+def _was_dead_before(exchange: Exchange, answer: Answer) -> bool:
+    """Whether the runtime had exited between invocations, unfrozen: the RIE then fails one request without trying.
+
+    On Lambda the next request begins a suppressed init; asked once more the RIE does too. The event was handed to nobody.
+    """
+    return answer.status >= 500 and exchange.event_ns is None and not exchange.inits and not exchange.overrun
+
+
 def _cents(value: float | None) -> float | None:
     return None if value is None else round(value, 2)
 
@@ -495,13 +507,18 @@ def _duration_ms(exchange: Exchange, *, suppressed: bool) -> float | None:
     return (end - begun) / 1e6
 
 
+def _refuse_constant(name: str) -> None:
+    """Python reads and writes NaN and Infinity, which are no JSON: a document that held them could not be read."""
+    raise ValueError(name)
+
+
 def _parsed(payload: bytes) -> tuple[Any, str]:
     import base64
 
     if not payload:
         return None, "json"
     try:
-        return json.loads(payload), "json"
+        return json.loads(payload, parse_constant=_refuse_constant), "json"
     except ValueError:
         return base64.b64encode(payload).decode(), "base64"
 

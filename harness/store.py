@@ -439,9 +439,11 @@ class Store:
                 return run_id
 
     def _refuse_foreign_and_newer(self) -> None:
-        application = self._db.execute("PRAGMA application_id").fetchone()[0]
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        # In one snapshot: another process may be making the store at this moment.
+        with self._snapshot():
+            application = self._db.execute("PRAGMA application_id").fetchone()[0]
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if application not in {0, _APPLICATION_ID} or (application == 0 and (tables or version)):
             raise InvalidInput(
                 f"{self.path} is an SQLite file, but not a history of runs; it was left as it is",

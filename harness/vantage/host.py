@@ -25,6 +25,7 @@ from harness.vantage import Granted, Observation, TmpVolume
 _MIB = 1024 * 1024
 _BLOCK = 4096
 _FIRST_TO_GO = 1000
+_NO_CHILDREN = procfs.ReapedChildren(minor_faults=0, major_faults=0, cpu_ticks=0)
 _SPAWN_S = 0.2
 """How long the RIE may take from announcing an init to starting the runtime; it takes some 2 ms."""
 
@@ -354,7 +355,9 @@ class HostReach:
         # A first invocation's processes are all new: their marks began with them.
         cold = not self._before
         gone = any(pid not in after for pid in self._before)
-        reaped = not cold and self._reaped() != self._reaped_before
+        reaped = self._reaped() != self._reaped_before
+        if cold:
+            reaped = any(procfs.reaped_children(pid) != _NO_CHILDREN for pid in after)
         alone = len(after) == 1 and not gone and not reaped and (cold or not born)
         marks = {pid: each.peak_rss_bytes for pid, each in after.items()}
         if alone:

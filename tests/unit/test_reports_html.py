@@ -202,6 +202,7 @@ def test_nothing_that_a_function_says_becomes_part_of_the_page() -> None:
     assert tags.count("script") == 2
     assert "img" not in tags
     assert not [name for _, attributes in found.elements for name in attributes if name.startswith("on")]
+    assert not set("<>&") & set(found.scripts[0]), "no end tag in any spelling, and no comment, fits into the JSON"
     kept = found.document()
     assert kept["function"]["name"] == EVIL
     assert kept["invocations"][0]["response"] == {EVIL: EVIL}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import http.server
+import itertools
 import threading
 from collections.abc import Iterator
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sqlite3
 import subprocess
 import sys
@@ -145,11 +146,13 @@ def test_a_pid_that_was_used_again_does_not_keep_a_run_running(store: Store, pat
 
 
 def test_a_process_that_ended_but_was_not_waited_for_is_not_alive() -> None:
-    ended = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
-    owner = Owner(pid=ended.pid, boot=this_process().boot, started=_process_started(ended.pid) or "")
-    assert owner.alive()
-    ended.communicate()
-    assert not owner.alive()
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as child:
+        owner = Owner(pid=child.pid, boot=this_process().boot, started=_process_started(child.pid) or "")
+        assert owner.alive()
+        assert child.stdin is not None
+        child.stdin.close()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and remains a zombie
+        assert not owner.alive()
     assert this_process().alive()
 
 
