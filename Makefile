@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 APT_PACKAGES := ca-certificates docker.io mmdebstrap debian-archive-keyring
 
 .DEFAULT_GOAL := help
-.PHONY: help venv engine images demo test lint clean
+.PHONY: help venv engine images browser demo test lint clean
 
 help:
 	@echo "make demo   set up, then show what the harness does"
@@ -32,8 +32,11 @@ images: engine
 demo: images
 	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/demo.sh
 
+browser:
+	@scripts/browser.sh
+
 # The tests' own exit status counts; the coverage is told either way.
-test: images
+test: images browser
 	@rm -f .coverage .coverage.*
 	@status=0; \
 	$(BIN)/coverage run -m pytest $(PYTEST_ARGS) tests/unit tests/engine || status=$$?; \

@@ -7,17 +7,22 @@ import sys
 import types
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM: the same way out as Ctrl-C, so that everything is given back."""
+class _Signalled(BaseException):
+    """SIGINT or SIGTERM: leaves through every context manager, so that everything is given back.
+
+    Not a KeyboardInterrupt: what Typer makes of one depends on its version.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def _on_signal(number: int, _frame: types.FrameType | None) -> None:
     # What is being given back must not be left half-way by an impatient second signal.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if number == signal.SIGTERM:
-        raise _Terminated
-    raise KeyboardInterrupt
+    raise _Signalled(number)
 
 
 def main() -> None:
@@ -40,11 +45,10 @@ def run(arguments: list[str] | None = None) -> int:
         if error.remedy:
             _say(f"  {error.remedy}")
         return error.exit_code
-    except _Terminated:
-        _say("lambda-harness: terminated")
-        return 143
+    except _Signalled as signalled:
+        _say(f"lambda-harness: {'terminated' if signalled.number == signal.SIGTERM else 'interrupted'}")
+        return 128 + signalled.number
     except KeyboardInterrupt:
-        _say("lambda-harness: interrupted")
         return 130
     except BrokenPipeError:
         sys.stderr.close()
@@ -59,7 +63,7 @@ def _usage_exit(error: Exception) -> int:
     import typer
 
     if isinstance(error, typer.Abort):
-        return 143 if isinstance(error.__cause__, _Terminated) else 130
+        return 130
     show = getattr(error, "show", None)
     if show is None:
         raise error

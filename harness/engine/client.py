@@ -174,14 +174,14 @@ def reap(engine: Engine, *, release: Callable[[str, int], None], everything: boo
             if state.get("Paused"):
                 with contextlib.suppress(docker.errors.APIError):
                     container.unpause()
-        with contextlib.suppress(docker.errors.NotFound), engine.asked(f"remove container {container.short_id}"):
+        with engine.asked(f"remove container {container.short_id}"), contextlib.suppress(docker.errors.NotFound):
             container.remove(force=True, v=True)
             removed.append(f"container {container.name}")
     with engine.asked("list volumes"):
         volumes = client.volumes.list(filters={"label": LABEL_OWNER})
     for volume in volumes:
         if everything or owner_is_gone((volume.attrs.get("Labels") or {}).get(LABEL_OWNER, "")):
-            with contextlib.suppress(docker.errors.NotFound), engine.asked(f"remove volume {volume.name}"):
+            with engine.asked(f"remove volume {volume.name}"), contextlib.suppress(docker.errors.NotFound):
                 volume.remove(force=True)
                 removed.append(f"volume {volume.name}")
     return removed

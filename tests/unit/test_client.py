@@ -41,8 +41,11 @@ def test_labels_name_the_owner_and_the_sandbox() -> None:
     assert found[client.LABEL_SANDBOX] == "abc"
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("where", ["unix:///nowhere/docker.sock", "tcp://127.0.0.1:9"])
-def test_no_engine_is_said_plainly_with_the_place_and_a_remedy(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+def test_no_engine_is_said_plainly_with_the_place_and_a_remedy(
+    no_engine: None, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
     monkeypatch.setenv("DOCKER_HOST", where)
     with pytest.raises(EngineError, match="no Docker engine answers") as found:
         Engine().facts()
