@@ -61,7 +61,7 @@ class PoolStatistics:
     """With a request, or starting for one, at one time."""
     throttled: int
     start_ms: tuple[float, ...]
-    """How long each container took to start: the engine's time, of which Lambda's differs."""
+    """How long each container took to start, waiting for others to start included: the engine's time, not Lambda's."""
 
 
 class Lease:

@@ -6,17 +6,18 @@ says there of times is used; its REPORT line is not (its Init Duration and Max M
 
 from __future__ import annotations
 
+import http.client
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-
-import httpx
 
 INVOCATION_PATH = "/2015-03-31/functions/function/invocations"
 STDOUT, STDERR = 1, 2
 _FRAME_HEADER = 8
 _LINE_LIMIT = 256 * 1024
+_CONNECT_S = 5.0
 
 
 class Frames:
@@ -179,26 +180,48 @@ class Answer:
     body: bytes
 
 
+class RieGoneError(Exception):
+    """The RIE did not answer, or hung up; the sandbox finds out what became of the container."""
+
+
 class RieClient:
-    """One connection to one RIE, kept open. One request at a time: a second one in flight kills the RIE."""
+    """One connection to one RIE, kept open. One request at a time: a second one in flight kills the RIE.
+
+    `http.client` and not httpx: on this connection a request takes 1 ms less, which is as much as the RIE itself takes.
+    """
 
     def __init__(self, address: str) -> None:
-        self._client = httpx.Client(
-            base_url=f"http://{address}",
-            # A proxy from the environment must never see a request to a container.
-            trust_env=False,
-            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=None),
-            headers={"content-type": "application/json"},
-            timeout=httpx.Timeout(5.0, read=None),
-            transport=httpx.HTTPTransport(retries=2),
-        )
+        host, _, port = address.rpartition(":")
+        self._connection = http.client.HTTPConnection(host, int(port), timeout=_CONNECT_S)
 
-    def invoke(self, event: bytes, *, headers: dict[str, str] | None = None, timeout_s: float) -> Answer:
-        """POST an event; httpx's errors pass through to the sandbox, which finds out what became of the container."""
-        response = self._client.post(
-            INVOCATION_PATH, content=event, headers=headers, timeout=httpx.Timeout(5.0, read=timeout_s, write=60.0)
-        )
-        return Answer(status=response.status_code, body=response.content)
+    def wait_until_ready(self, timeout_s: float) -> None:
+        """Return once the RIE listens; raises `RieGoneError`. It begins no init: the path is none of the RIE's."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                self._exchange("GET", "/", None, {})
+                return
+            except (http.client.HTTPException, OSError) as error:
+                self._connection.close()
+                if time.monotonic() >= deadline:
+                    raise RieGoneError(f"the RIE does not listen after {timeout_s:.0f} s: {error!r}") from error
+                time.sleep(0.003)
+
+    def invoke(self, event: bytes, *, timeout_s: float) -> Answer:
+        """POST an event and return the answer; raises `RieGoneError`. Never asks twice: an event may have been seen."""
+        try:
+            connection = self._connection.sock
+            if connection is not None:
+                connection.settimeout(timeout_s)
+            return self._exchange("POST", INVOCATION_PATH, event, {"Content-Type": "application/json"})
+        except (http.client.HTTPException, OSError) as error:
+            self._connection.close()
+            raise RieGoneError(f"{type(error).__name__}: {error}") from error
+
+    def _exchange(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Answer:
+        self._connection.request(method, path, body=body, headers=headers)
+        response = self._connection.getresponse()
+        return Answer(status=response.status, body=response.read())
 
     def close(self) -> None:
-        self._client.close()
+        self._connection.close()

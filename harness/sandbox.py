@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import httpx
-
 from harness import environment, lifecycle, pricing
 from harness.engine import relay_mount
 from harness.engine.client import Engine, owner_labels
@@ -28,7 +26,7 @@ from harness.errors import EngineError, HarnessError, SandboxGone
 from harness.function import Function, Laid
 from harness.invocation import Invocation, Outcome, PhaseInit, report_line
 from harness.judge import Verdict, judge
-from harness.rie import Answer, RieClient
+from harness.rie import Answer, RieClient, RieGoneError
 from harness.tiers import CPU_PERIOD_US, Tier, billed_ms, tier
 from harness.vantage import Granted, Observation, Reach, Vantage
 from harness.watch import Exchange, Watch
@@ -142,6 +140,10 @@ class ContainerCell:
         self._watch.begin_watching()
         self._rie = RieClient(container.address)
         self._undo.callback(self._rie.close)
+        try:
+            self._rie.wait_until_ready(_GRACE_S)
+        except RieGoneError as error:
+            raise self.gone(error) from error
         notes = [*self.granted.notes, volume.note, *getattr(self.reach, "notes", ())]
         self.notes = tuple(note for note in notes if note)
 
@@ -316,7 +318,7 @@ class Sandbox:
             if _was_dead_before(exchange, answer):
                 self._phase = lifecycle.Broken().invoke()
                 answer = self._cell.request(event, timeout_s=patience_s)
-        except httpx.HTTPError as error:
+        except RieGoneError as error:
             failure = self._cell.gone(error)
         except BaseException:
             # Ctrl-C: the runtime is in the middle of something; only the end of the sandbox is safe now.

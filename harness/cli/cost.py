@@ -81,9 +81,14 @@ def cost(
         talk.emit(document.make("cost", host={}, findings=findings))
         return
     rows = [
-        [name.removesuffix("_usd").replace("_", " "), form.money(findings[name])] for name in _PARTS if findings[name]
+        [
+            name.removesuffix("_usd").replace("_", " "),
+            ("-" if name == "free_tier_usd" else "") + form.money(findings[name]),
+        ]
+        for name in _PARTS
+        if findings[name] or name == "total_usd"
     ]
-    talk.data(talk.table(rows or [["total", form.money(0)]], header=["a month of", region]))
+    talk.data(talk.table(rows, header=["a month of", region]))
     talk.note(f"prices: {bill.price_source}, as of {bill.price_as_of}")
     if "comparison" in findings:
         talk.data(findings["comparison"]["sentence"])

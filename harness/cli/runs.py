@@ -47,40 +47,41 @@ def show_run(
         str | None, typer.Option("--strategy", help=f"{sweeping.STRATEGIES}: read the records anew.")
     ] = None,
     weight: Annotated[float | None, typer.Option("--weight", min=0, max=1, help="For balanced.")] = None,
-    per_month: Annotated[int, typer.Option("--per-month", min=0, help="Invocations a month, for savings.")] = 1_000_000,
+    per_month: Annotated[
+        int | None, typer.Option("--per-month", min=0, help="Invocations a month, for savings.")
+    ] = None,
     store: StoreFile = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show one run; with --strategy its records are judged by another one."""
+    """Show one run; with --strategy, --weight or --per-month its records are judged anew."""
     from harness.store import Store
 
     with Store(store) as history:
         found = history.document(run)
-    if found["kind"] in KNOWN_SWEEPS and (strategy or weight is not None or not found["findings"]):
-        found["findings"] = _read_anew(found, strategy, weight, per_month)
+    anew = (strategy, weight, per_month) != (None, None, None)
+    if found["kind"] in KNOWN_SWEEPS and (anew or not found["findings"]):
+        found["findings"] = _read_anew(found, strategy=strategy, weight=weight, per_month=per_month)
     sweeping.show(found, output="json" if as_json or found["kind"] not in KNOWN_SWEEPS else "text")
 
 
-def _read_anew(found: dict[str, Any], strategy: str | None, weight: float | None, per_month: int) -> dict[str, Any]:
-    from harness.analysis.sweep import sweep_findings
+def _read_anew(
+    found: dict[str, Any], *, strategy: str | None = None, weight: float | None = None, per_month: int | None = None
+) -> dict[str, Any]:
+    """The findings of a stored sweep, from its records: as it was asked for, but for what is given here."""
     from harness.invocation import Invocation
 
-    before = found["findings"]
     plan = found.get("plan") or {}
-    points = (before.get("prediction") or {}).get("points") or []
     reading = sweeping.reading_for(
         current_memory_mb=(found.get("function") or {}).get("memory_mb"),
-        strategy=strategy,
-        weight=weight,
-        per_month=per_month,
-        discard=(before.get("rules") or {}).get("discard") or 0.0,
+        strategy=strategy if strategy is not None else plan.get("strategy"),
+        weight=weight if weight is not None else plan.get("weight"),
+        per_month=per_month if per_month is not None else plan.get("invocations_per_month", 1_000_000),
+        discard=plan.get("discard") or 0.0,
         allowed_errors=plan.get("allowed_error_share") or 0.0,
-        predicted=[each["memory_mb"] for each in points],
+        predicted=plan.get("predict_memory_mb") or (),
         hz=(found.get("host") or {}).get("hz"),
     )
-    records = [Invocation.from_dict(each) for each in found["invocations"]]
-    kept = {name: before[name] for name in ("seed", "parallel") if name in before}
-    return sweep_findings(records, reading) | kept
+    return sweeping.findings_of([Invocation.from_dict(each) for each in found["invocations"]], reading, plan)
 
 
 @app.command("compare")
@@ -100,14 +101,20 @@ def compare_runs(
     from harness import document
     from harness.analysis.compare import compare_runs as compare
     from harness.analysis.compare import parse_threshold
+    from harness.analysis.sweep import Reading
     from harness.errors import ThresholdNotMet
+    from harness.experiments.sweep import with_allowed
     from harness.store import Store
 
     thresholds = [parse_threshold(text) for text in fail_if or ()]
     with Store(store) as history:
         runs = [history.get(each) for each in (baseline, candidate)]
-        before, after = (history.invocations(each.run_id) for each in runs)
-    findings = compare(before, after, thresholds)
+        before, after = (
+            with_allowed(history.invocations(each.run_id), each.plan.get("allowed_error_types") or ()) for each in runs
+        )
+    # What a run was allowed to fail does not take a size out of the comparison; what failed is in its outcomes.
+    share = max(each.plan.get("allowed_error_share") or 0.0 for each in runs)
+    findings = compare(before, after, thresholds, reading=Reading(allowed_error_share=share))
     made = document.make("compare", host={}, findings=findings, baseline=runs[0].run_id, candidate=runs[1].run_id)
     if as_json:
         talk.emit(made)
@@ -136,7 +143,7 @@ def export_run(
     with Store(store) as history:
         found = history.document(run)
     if found["kind"] in KNOWN_SWEEPS and not found["findings"]:
-        found["findings"] = _read_anew(found, None, None, 1_000_000)
+        found["findings"] = _read_anew(found)
     export.write(found, out, force=force)
     talk.note(f"wrote {out}")
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,10 +15,8 @@ import typer
 from harness.cli import options, talk
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from harness.analysis.sweep import Reading
-    from harness.experiments.sweep import SweepPlan, Variant
+    from harness.experiments.sweep import SweepPlan, TimeLeft, Variant
     from harness.experiments.tuning_input import TuningInput
     from harness.function import Function
     from harness.invocation import Invocation
@@ -59,6 +59,10 @@ def sweep(
     allowed_errors: Annotated[
         float, typer.Option("--allowed-errors", min=0, max=1, help="Share of failures a size may have (default 0).")
     ] = 0.0,
+    allowed_exception: Annotated[
+        list[str] | None,
+        typer.Option("--allowed-exception", metavar="TYPE", help="An error type that counts as success; repeatable."),
+    ] = None,
     predict: Annotated[
         bool, typer.Option("--predict", help="Measure the smallest size of the list and 1769 MB; predict the others.")
     ] = False,
@@ -79,7 +83,10 @@ def sweep(
     runtime: options.Runtime = None,
     handler: options.Handler = None,
     timeout: options.Timeout = None,
-    env: options.Environment = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option("--env", metavar="K=V", help="A variable of every size; NAME:K=V is a variant's, as --variant."),
+    ] = None,
     tmp: options.Tmp = None,
     architecture: options.Architecture = None,
     layer: options.Layers = None,
@@ -92,29 +99,32 @@ def sweep(
     if output not in ("text", "json", "power-tuning"):
         raise typer.BadParameter("choose text, json or power-tuning", param_hint="'--format'")
     output = "json" if as_json else output
-    found = options.read_function(
+    for_all, for_variants = _split(env)
+    read = functools.partial(
+        options.read_function,
         function,
         runtime=runtime,
         handler=handler,
         timeout=timeout,
-        env=env,
         tmp=tmp,
         architecture=architecture,
         layers=layer,
         image=image,
     )
+    found = read(env=for_all)
     asked = _Asked(
         function=found,
         tuning=_tuning(config),
         memory=memory,
-        count=cold or invocations,
-        cold_only=bool(cold),
+        count=invocations,
+        cold=cold,
         events=event,
-        variants=variant,
+        variants=_variants([*(variant or ()), *for_variants], lambda pair: read(env=[*for_all, pair])),
         pause=pause,
         seed=seed,
         parallel=parallel,
         allowed_errors=allowed_errors,
+        allowed_exceptions=allowed_exception,
         predict=predict,
         preset=preset,
     )
@@ -123,13 +133,15 @@ def sweep(
         from harness.reports import export
 
         export.check_target(report, force=force)  # before the minutes of measuring, not after
-    document = _measure(found, asked, reading, vantage=vantage, pull=not no_pull, store=store, quiet=output != "text")
-    show(document, output=output)
-    if report is not None:
-        from harness.reports import export
+    document = _measure(found, asked, reading, vantage=vantage, pull=not no_pull, store=store)
+    try:
+        show(document, output=output)
+    finally:
+        if report is not None:
+            from harness.reports import export
 
-        export.write(document, report, force=force)
-        talk.note(f"report: {report}")
+            export.write(document, report, force=force)
+            talk.note(f"report: {report}")
     if not document["findings"]["tiers"]:
         from harness.invocation import Invocation
 
@@ -146,45 +158,69 @@ class _Asked:
         tuning: TuningInput,
         memory: str | None,
         count: int | None,
-        cold_only: bool,
+        cold: int | None,
         events: Sequence[str] | None,
-        variants: Sequence[str] | None,
+        variants: tuple[Variant, ...],
         pause: float | None,
         seed: int | None,
         parallel: bool,
         allowed_errors: float,
+        allowed_exceptions: Sequence[str] | None,
         predict: bool,
         preset: str | None,
     ) -> None:
+        from harness.errors import UsageError
         from harness.experiments.sweep import COARSE_MB, SweepPlan, WeightedEvent, sizes
 
+        if cold is not None and count is not None:
+            raise UsageError(
+                "--cold and -n are given together", remedy="--cold N measures N cold starts and nothing warm"
+            )
+        if memory is not None and preset is not None:
+            raise UsageError("-m and --preset both say which sizes", remedy="give one of them")
         self.tuning = tuning
-        given = sizes(memory) if memory else tuning.memory_mb
-        self.auto = bool(memory) and given is None
-        if given is None and preset and not memory:
-            from harness.analysis.presets import preset as find
-
-            given = find(preset).memory_mb
-        wanted = given if given is not None else COARSE_MB
-        self.predicted: tuple[int, ...] = ()
-        if predict:
-            from harness.tiers import MEMORY_MB_PER_VCPU
-
-            self.predicted = wanted
-            # One size that is throttled and one that is not: the second gives the work, the first the error.
-            wanted = tuple(dict.fromkeys((min(wanted), MEMORY_MB_PER_VCPU)))
+        given = sizes(memory) if memory is not None else None
+        self.auto = memory is not None and given is None and not predict
+        if memory is None:
+            given = _preset_sizes(preset) if preset is not None else tuning.memory_mb
+        # Where the sizes are the harness's choice, today's is among them: what would change is told against it.
+        wanted = given if given is not None else tuple(sorted({*COARSE_MB, function.memory_mb}))
+        self.predicted = wanted if predict else ()
+        if predict and wanted:
+            wanted = measured_for_prediction(wanted)
         plain = () if events or not tuning.events else tuning.events
         self.plan: SweepPlan = SweepPlan(
             memory_mb=tuple(wanted),
-            count=count or tuning.count or DEFAULT_COUNT,
+            count=next((each for each in (cold, count, tuning.count) if each is not None), DEFAULT_COUNT),
             events=plain or tuple(WeightedEvent(event=each) for each in options.read_events(events, function)),
-            variants=_variants(variants),
-            cold_only=cold_only or tuning.cold_only,
+            variants=variants,
+            cold_only=cold is not None or (tuning.cold_only and count is None),
             pause_s=pause if pause is not None else tuning.pause_s or 0.0,
             seed=seed if seed is not None else random.SystemRandom().randrange(2**31),
-            parallel=parallel or tuning.parallel,
+            parallel=parallel,
             allowed_error_share=allowed_errors,
+            allowed_error_types=tuple(allowed_exceptions or tuning.allowed_exceptions),
         )
+
+
+def _preset_sizes(name: str) -> tuple[int, ...]:
+    from harness.analysis.presets import preset
+
+    return preset(name).memory_mb
+
+
+def measured_for_prediction(wanted: Sequence[int]) -> tuple[int, ...]:
+    """The two sizes that `--predict` measures for a list.
+
+    1769 MB, where one thread is never stopped and no host is too small, gives the work; a size at which it is stopped, the
+    smallest of the list or else half a vCPU, gives the error of the prediction.
+    """
+    from harness.tiers import MEMORY_MB_PER_VCPU, tier
+
+    for size in wanted:
+        tier(size)
+    smallest = min(wanted)
+    return (smallest if smallest < MEMORY_MB_PER_VCPU else MEMORY_MB_PER_VCPU // 2, MEMORY_MB_PER_VCPU)
 
 
 def _tuning(config: Path | None) -> TuningInput:
@@ -196,7 +232,15 @@ def _tuning(config: Path | None) -> TuningInput:
     return found
 
 
-def _variants(given: Sequence[str] | None) -> tuple[Variant, ...]:
+def _split(env: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """What --env says for every size, and what it says for a variant: no variable's name holds a colon."""
+    given = list(env or ())
+    of_variants = [each for each in given if ":" in each.partition("=")[0]]
+    return [each for each in given if each not in of_variants], of_variants
+
+
+def _variants(given: Sequence[str], check: Callable[[str], object]) -> tuple[Variant, ...]:
+    """``check`` raises if Lambda would refuse a variable."""
     from harness.errors import UsageError
     from harness.experiments.sweep import Variant
 
@@ -208,6 +252,8 @@ def _variants(given: Sequence[str] | None) -> tuple[Variant, ...]:
         if not separator or not name:
             raise UsageError(f"--variant {text!r} is not of the form NAME:K=V", remedy="such as --variant big:HEAP=512")
         found.setdefault(name, {}).update(options.pairs([pair]) if pair else {})
+        if pair:
+            check(pair)
     return tuple(Variant(name=name, environment=environment) for name, environment in found.items())
 
 
@@ -242,13 +288,14 @@ def reading_for(
     predicted: Sequence[int] = (),
     hz: int | None = None,
 ) -> Reading:
-    """How the records of a sweep are to be read; also used to read a stored run in another way."""
-    from harness import host
+    """How the records of a sweep are to be read; also used to read a stored run in another way.
+
+    ``hz`` is of the host that measured; where it is not known, Lambda's scheduler is assumed.
+    """
     from harness.analysis.predict import LAMBDA, host_scheduler
     from harness.analysis.recommend import DEFAULT_WEIGHT, Aim
     from harness.analysis.sweep import Reading
 
-    ticks = hz if hz is not None else host.tick_hz()
     return Reading(
         aim=Aim(
             strategy=strategy or "cost",
@@ -258,9 +305,18 @@ def reading_for(
         ),
         discard=discard,
         allowed_error_share=allowed_errors,
-        scheduler=host_scheduler(ticks) if ticks else LAMBDA,
+        scheduler=host_scheduler(hz) if hz else LAMBDA,
         predict_memory_mb=tuple(predicted),
     )
+
+
+def findings_of(records: Sequence[Invocation], reading: Reading, plan: dict[str, Any]) -> dict[str, Any]:
+    """The findings of a sweep, measured or stored, with what the plan says of allowed errors, order and parallelism."""
+    from harness.analysis.sweep import sweep_findings
+    from harness.experiments.sweep import with_allowed
+
+    judged = with_allowed(records, plan.get("allowed_error_types") or ())
+    return sweep_findings(judged, reading) | {"seed": plan.get("seed"), "parallel": bool(plan.get("parallel"))}
 
 
 def _measure(
@@ -271,12 +327,14 @@ def _measure(
     vantage: str,
     pull: bool,
     store: Path | None,
-    quiet: bool,
 ) -> dict[str, Any]:
     """Run the plan; each record is in the history as soon as it is measured, also when the run is interrupted."""
+    import dataclasses
+
     from harness import document
-    from harness.analysis.sweep import sweep_findings
+    from harness.errors import HarnessError, Interrupted
     from harness.experiments import sweep as experiment
+    from harness.invocation import Outcome
     from harness.stand import Stand
     from harness.store import Store
 
@@ -284,40 +342,61 @@ def _measure(
     records: list[Invocation] = []
     with contextlib.ExitStack() as stack:
         history = stack.enter_context(Store(store))
-        progress = stack.enter_context(talk.Progress(quiet=quiet))
+        progress = stack.enter_context(talk.Progress())
         progress(f"starting sandboxes for {function.name}")
         stand = stack.enter_context(Stand(function, vantage=vantage, pull=pull, progress=progress))
         for warning in stand.warnings:
             talk.note(f"warning: {warning}")
-        described = document.describe_function(function)
-        run = stack.enter_context(history.begin("sweep", described, stand.host, plan=_plan(plan)))
+        hz = stand.host.get("hz")
+        reading = dataclasses.replace(reading, scheduler=reading_for(current_memory_mb=None, hz=hz).scheduler)
+        stored = _plan(asked, reading)
+        run = stack.enter_context(history.begin("sweep", document.describe_function(function), stand.host, plan=stored))
+        left = experiment.TimeLeft()
+        left.expect(plan)
 
         def best(measured: Sequence[Invocation]) -> int | None:
-            chosen = sweep_findings(measured, reading)["recommendation"]
+            chosen = findings_of(measured, reading, stored)["recommendation"]
             return chosen["memory_mb"] if chosen else None
 
-        measured = experiment.explore(stand, plan, best) if asked.auto else experiment.run(stand, plan)
-        begun = time.monotonic()
+        # Sandboxes go before the stand that they stand on, also when this is left by an error.
+        measured = stack.enter_context(
+            contextlib.closing(
+                experiment.explore(stand, plan, best, on_plan=left.expect)
+                if asked.auto
+                else experiment.run(stand, plan)
+            )
+        )
+        since = time.monotonic()
         try:
             for record in measured:
                 run.add(record)
                 records.append(record)
-                progress(_left(len(records), plan.total, begun), keep_clock=True)
-        except KeyboardInterrupt:
-            run.finish("interrupted", sweep_findings(records, reading) | {"seed": plan.seed} if records else None)
+                waited_s, since = time.monotonic() - since, time.monotonic()
+                left.add(record, waited_s)
+                progress(_told(len(records), left), keep_clock=True)
+                if record.outcome is Outcome.ENGINE_ERROR:
+                    talk.Progress.clear()
+                    talk.note(f"warning: {record.memory_mb} MB: {record.error_message}")
+        except BaseException as error:
             talk.Progress.clear()
-            talk.note(
-                f"{len(records)} invocations are kept as run {run.run_id}: 'lambda-harness runs show {run.run_id}'"
-            )
+            with contextlib.suppress(HarnessError):  # the error that ended the run is the one to hear about
+                state = "interrupted" if isinstance(error, KeyboardInterrupt | Interrupted) else "failed"
+                run.finish(state, findings_of(records, reading, stored) if records else None)
+            if records:
+                talk.note(
+                    f"{len(records)} invocations are kept as run {run.run_id}: 'lambda-harness runs show {run.run_id}'"
+                )
             raise
-        findings = sweep_findings(records, reading) | {"seed": plan.seed, "parallel": plan.parallel}
-        run.finish("complete", findings)
+        run.finish("complete", findings_of(records, reading, stored))
         return history.document(run.run_id)
 
 
-def _plan(plan: SweepPlan) -> dict[str, Any]:
+def _plan(asked: _Asked, reading: Reading) -> dict[str, Any]:
+    """What was asked for, as it is stored: enough to read the records again in the same way."""
+    plan = asked.plan
     return {
         "memory_mb": list(plan.memory_mb),
+        "auto": asked.auto,
         "count": plan.count,
         "cold_only": plan.cold_only,
         "events": [{"bytes": len(each.event), "weight": each.weight} for each in plan.events],
@@ -326,14 +405,21 @@ def _plan(plan: SweepPlan) -> dict[str, Any]:
         "seed": plan.seed,
         "parallel": plan.parallel,
         "allowed_error_share": plan.allowed_error_share,
+        "allowed_error_types": list(plan.allowed_error_types),
+        "predict_memory_mb": list(reading.predict_memory_mb),
+        "discard": reading.discard,
+        "strategy": reading.aim.strategy,
+        "weight": reading.aim.weight,
+        "invocations_per_month": reading.aim.invocations_per_month,
     }
 
 
-def _left(done: int, total: int, begun: float) -> str:
-    if done >= total:
+def _told(done: int, left: TimeLeft) -> str:
+    seconds = left.seconds()
+    if not left.invocations or seconds is None:
         return f"sweep: {done} invocations"
-    left = (time.monotonic() - begun) / done * (total - done)
-    return f"sweep: {done} of {total} invocations, about {left:.0f} s left"
+    about = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    return f"sweep: {done} of {done + left.invocations} invocations, about {about} left"
 
 
 def show(document: dict[str, Any], *, output: str) -> None:
