@@ -6,23 +6,14 @@ import signal
 import sys
 import types
 
-
-class _Signalled(BaseException):
-    """SIGINT or SIGTERM: leaves through every context manager, so that everything is given back.
-
-    Not a KeyboardInterrupt: what Typer makes of one depends on its version.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
+from harness.errors import HarnessError, Interrupted
 
 
 def _on_signal(number: int, _frame: types.FrameType | None) -> None:
     # What is being given back must not be left half-way by an impatient second signal.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise _Signalled(number)
+    raise Interrupted(number)
 
 
 def main() -> None:
@@ -35,7 +26,6 @@ def main() -> None:
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     from harness.cli.app import app
-    from harness.errors import HarnessError
 
     try:
         # Without standalone mode Typer hands back the exit code, and leaves errors to us.
@@ -45,9 +35,9 @@ def run(arguments: list[str] | None = None) -> int:
         if error.remedy:
             _say(f"  {error.remedy}")
         return error.exit_code
-    except _Signalled as signalled:
-        _say(f"lambda-harness: {'terminated' if signalled.number == signal.SIGTERM else 'interrupted'}")
-        return 128 + signalled.number
+    except Interrupted as interrupted:
+        _say(f"lambda-harness: {'terminated' if interrupted.number == signal.SIGTERM else 'interrupted'}")
+        return interrupted.exit_code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -87,7 +87,18 @@ class NotMeasurable(HarnessError):
     exit_code = 9
 
 
-class Interrupted(HarnessError):
-    """Ctrl-C or SIGTERM."""
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM: leaves through every context manager, so that everything is given back.
 
-    exit_code = 130
+    No error of anybody, so not a `HarnessError`; and not a KeyboardInterrupt, of which command line libraries make
+    something else.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+    @property
+    def exit_code(self) -> int:
+        """As a shell tells the end by a signal: 130 for SIGINT, 143 for SIGTERM."""
+        return 128 + self.number

@@ -35,7 +35,7 @@ def judge(exchange: Exchange, answer: Answer, *, oom_kills: int | None, request_
     if exchange.overrun:
         return _timeout(exchange, request_id)
     if exchange.reply == "response" and exchange.reply_status == 413:
-        return _too_large(exchange)
+        return _too_large()
     if exchange.reply == "error":
         # What the relay kept of a body is cut, and may be chunked; the RIE hands out the whole, unless the runtime exited.
         return _function_error(answer.body if answer.status == 200 else exchange.error_body or answer.body)
@@ -68,11 +68,8 @@ def _timeout(exchange: Exchange, request_id: str) -> Verdict:
     return _error(outcome, "Sandbox.Timedout", message, log_line=message)
 
 
-def _too_large(exchange: Exchange) -> Verdict:
+def _too_large() -> Verdict:
     message = f"Response payload size exceeded maximum allowed payload size ({RESPONSE_LIMIT_BYTES} bytes)."
-    size = exchange.reply_bytes
-    if size:
-        message = message.replace("size exceeded", f"size ({size} bytes) exceeded")
     return _error(Outcome.RESPONSE_TOO_LARGE, "Function.ResponseSizeTooLarge", message)
 
 

@@ -210,9 +210,9 @@ class RieClient:
     def invoke(self, event: bytes, *, timeout_s: float) -> Answer:
         """POST an event and return the answer; raises `RieGoneError`. Never asks twice: an event may have been seen."""
         try:
-            connection = self._connection.sock
-            if connection is not None:
-                connection.settimeout(timeout_s)
+            if self._connection.sock is None:  # the RIE hung up after its last answer
+                self._connection.connect()
+            self._connection.sock.settimeout(timeout_s)
             return self._exchange("POST", INVOCATION_PATH, event, {"Content-Type": "application/json"})
         except (http.client.HTTPException, OSError) as error:
             self._connection.close()

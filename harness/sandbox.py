@@ -121,6 +121,13 @@ class ContainerCell:
         self._undo.callback(log.close)
         container.start()
         volume.mounted()
+        self._rie = RieClient(container.address)
+        self._undo.callback(self._rie.close)
+        try:
+            # Not before it listens has the RIE the memory whose share is to be measured.
+            self._rie.wait_until_ready(_GRACE_S)
+        except RieGoneError as error:
+            raise self.gone(error) from error
         self.reach = around.vantage.reach(container)
         self._undo.callback(self.reach.release)
         self.granted = self.reach.prepare(size, self._cpus)
@@ -138,12 +145,6 @@ class ContainerCell:
         )
         self._undo.callback(self._watch.stop)
         self._watch.begin_watching()
-        self._rie = RieClient(container.address)
-        self._undo.callback(self._rie.close)
-        try:
-            self._rie.wait_until_ready(_GRACE_S)
-        except RieGoneError as error:
-            raise self.gone(error) from error
         notes = [*self.granted.notes, volume.note, *getattr(self.reach, "notes", ())]
         self.notes = tuple(note for note in notes if note)
 
@@ -212,10 +213,11 @@ class ContainerCell:
             raise EngineError(f"the watch over sandbox {self._id} failed: {failure}") from failure
 
     def gone(self, error: BaseException) -> SandboxGone:
-        if self._watch.failure is not None:
-            return SandboxGone(f"the watch over sandbox {self._id} failed: {self._watch.failure}")
+        watch: Watch | None = getattr(self, "_watch", None)  # the RIE may be gone before it is watched
+        if watch is not None and watch.failure is not None:
+            return SandboxGone(f"the watch over sandbox {self._id} failed: {watch.failure}")
         found = self._container.why_gone()
-        last = self._watch.log_lines[-1:]
+        last = watch.log_lines[-1:] if watch is not None else []
         return SandboxGone(f"{found} ({type(error).__name__}; last line of the RIE: {last[0] if last else 'none'})")
 
     def close(self) -> None:
@@ -301,44 +303,52 @@ class Sandbox:
 
     def _invoke(self, event: bytes, freeze_after: bool) -> Invocation:  # noqa: FBT001
         timing = _Timing(asked_ns=time.monotonic_ns())
-        reach = self._cell.reach
+        self._sequence += 1
+        try:
+            exchange = self._begin(timing)
+            answer = self._ask(event, exchange, timing)
+            self._advance(exchange)
+            observation = self._put_away(timing, freeze_after=freeze_after)
+            self._cell.settle(exchange)
+        except EngineError as error:
+            return self._failed(timing, error)
+        except BaseException:
+            # Ctrl-C, say: the runtime is in the middle of something; only the end of the sandbox is safe now.
+            self.shut_down()
+            raise
+        return self._record(exchange, answer, observation, timing)
+
+    def _begin(self, timing: _Timing) -> Exchange:
         if not isinstance(self._phase, lifecycle.Frozen | lifecycle.FrozenBroken):
-            reach.mark()
+            self._cell.reach.mark()
         self._thaw(timing)
         phase = self._phase
         assert isinstance(phase, lifecycle.Started | lifecycle.Idle | lifecycle.Broken)  # noqa: S101
         self._phase = phase.invoke()
-        self._sequence += 1
-        timeout_s = float(self.function.timeout_s)
-        exchange = self._cell.expect(timeout_s=timeout_s, init_limit_s=INIT_LIMIT_S)
-        answer, failure = None, None
-        patience_s = timeout_s + 2 * INIT_LIMIT_S + _GRACE_S
+        return self._cell.expect(timeout_s=float(self.function.timeout_s), init_limit_s=INIT_LIMIT_S)
+
+    def _ask(self, event: bytes, exchange: Exchange, timing: _Timing) -> Answer:
+        patience_s = self.function.timeout_s + 2 * INIT_LIMIT_S + _GRACE_S
         try:
             answer = self._cell.request(event, timeout_s=patience_s)
-            if _was_dead_before(exchange, answer):
-                self._phase = lifecycle.Broken().invoke()
+            if _is_to_be_asked_again(exchange, answer):
+                if not exchange.inits:
+                    self._phase = lifecycle.Broken().invoke()
                 answer = self._cell.request(event, timeout_s=patience_s)
         except RieGoneError as error:
-            failure = self._cell.gone(error)
-        except BaseException:
-            # Ctrl-C: the runtime is in the middle of something; only the end of the sandbox is safe now.
-            self.shut_down()
-            raise
-        timing.client_ms = (time.monotonic_ns() - timing.asked_ns) / 1e6
-        if failure is not None:
-            return self._failed(timing, failure)
-        assert answer is not None  # noqa: S101
-        self._advance(exchange)
-        try:
-            if freeze_after:
-                self._freeze(timing)
-            observation = reach.observe()
-            if freeze_after:
-                reach.mark()  # nothing changes while it stands still: the next invocation need not wait for this
-            self._cell.settle(exchange)
-        except EngineError as error:
-            return self._failed(timing, error)
-        return self._record(exchange, answer, observation, timing)
+            raise self._cell.gone(error) from error
+        finally:
+            exchange.answered_ns = time.monotonic_ns()
+            timing.client_ms = (exchange.answered_ns - timing.asked_ns) / 1e6
+        return answer
+
+    def _put_away(self, timing: _Timing, *, freeze_after: bool) -> Observation:
+        if freeze_after:
+            self._freeze(timing)
+        observation = self._cell.reach.observe()
+        if freeze_after:
+            self._cell.reach.mark()  # nothing changes while it stands still: the next invocation need not wait for this
+        return observation
 
     def _thaw(self, timing: _Timing) -> None:
         if isinstance(self._phase, lifecycle.Frozen | lifecycle.FrozenBroken):
@@ -384,7 +394,7 @@ class Sandbox:
             notes=(*self._cell.notes, f"not measured, because the engine failed: {error}"),
         )
 
-    def _invocation(self, timing: _Timing, **found: Any) -> Invocation:
+    def _invocation(self, timing: _Timing, *, limit: int | None = None, **found: Any) -> Invocation:
         granted: Granted | None = getattr(self._cell, "granted", None)
         around, function = self._around, self.function
         return Invocation(
@@ -407,7 +417,7 @@ class Sandbox:
             cpu_quota_us=granted.cpu_quota_us if granted else self._tier.cpu_quota_us,
             cpu_period_us=granted.cpu_period_us if granted else CPU_PERIOD_US,
             cpuset=granted.cpuset if granted else None,
-            memory_limit_bytes=granted.memory_limit_bytes if granted else None,
+            memory_limit_bytes=limit or (granted.memory_limit_bytes if granted else None),
             cpu_capped=granted.cpu_capped if granted else False,
             **found,
         )
@@ -439,6 +449,7 @@ class Sandbox:
         response, encoding = _parsed(verdict.payload)
         return self._invocation(
             timing,
+            limit=seen.memory_limit_bytes,
             request_id=request_id,
             phase_init=phase,
             outcome=verdict.outcome,
@@ -485,12 +496,18 @@ class Sandbox:
         return min(-(-self._largest_peak // _MIB), self.function.memory_mb)
 
 
-def _was_dead_before(exchange: Exchange, answer: Answer) -> bool:
-    """Whether the runtime had exited between invocations, unfrozen: the RIE then fails one request without trying.
+def _is_to_be_asked_again(exchange: Exchange, answer: Answer) -> bool:
+    """Whether Lambda would begin a suppressed init now, and the RIE does so only for another request.
 
-    On Lambda the next request begins a suppressed init; asked once more the RIE does too. The event was handed to nobody.
+    So it is when the runtime had exited between invocations, unfrozen, and after a first init that failed or took too
+    long: the RIE (1.37) then says that it tries again, but starts no runtime. The event was handed to nobody.
     """
-    return answer.status >= 500 and exchange.event_ns is None and not exchange.inits and not exchange.overrun
+    return (
+        answer.status >= 500
+        and exchange.event_ns is None
+        and not exchange.overrun
+        and exchange.inits[:1] in ([], ["init"])
+    )
 
 
 def _cents(value: float | None) -> float | None:

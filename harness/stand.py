@@ -20,6 +20,7 @@ from harness import host
 from harness.engine import images, parts, relay_mount
 from harness.engine.client import Engine, EngineFacts, owner, owner_is_gone, reap
 from harness.engine.entrypoint import command_for
+from harness.engine.images import ResolvedImage
 from harness.errors import EngineError, UsageError
 from harness.function import Function, ImageCode, Package
 from harness.sandbox import Sandbox, Surroundings
@@ -140,6 +141,15 @@ class Stand:
             on_output=self._on_output,
             freeze=self._freeze,
         )
+
+    @property
+    def image(self) -> ResolvedImage:
+        """The image that sandboxes run in."""
+        return self._around.image
+
+    @property
+    def rie_version(self) -> str | None:
+        return self._around.rie_version
 
     def variant(self, *, memory_mb: int | None = None, environment: Mapping[str, str] | None = None) -> Function:
         """The function at another memory size, or with variables laid over its own."""

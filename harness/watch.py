@@ -57,6 +57,8 @@ class Exchange:
     init_begun_ns: int | None = None
     init_done_ns: int | None = None
     init_ms: float | None = None
+    suppressed_ms: float | None = None
+    """The time of a suppressed init, as the RIE tells it."""
     init_error: bytes | None = None
     init_overrun: bool = False
     """Init took longer than Lambda's limit and was ended."""
@@ -68,7 +70,6 @@ class Exchange:
     done_ns: int | None = None
     rie_duration_ms: float | None = None
     rie_status: str = ""
-    reply_bytes: int = 0
     exits: list[str] = field(default_factory=list)
     exit_ns: int | None = None
     answered_ns: int | None = None
@@ -76,6 +77,13 @@ class Exchange:
     """The function's timeout passed and its runtime was killed."""
     killed_ns: int | None = None
     output: Output = field(default_factory=Output)
+
+    @property
+    def invoke_begun_ns(self) -> int | None:
+        """When Lambda's invoke phase began: a suppressed init is part of it, and stands under the same timeout."""
+        if self.inits and self.inits[-1] != "init":
+            return self.init_begun_ns
+        return self.event_ns
 
 
 class Watch(threading.Thread):
@@ -234,14 +242,11 @@ class Watch(threading.Thread):
 
     @staticmethod
     def _deadline_ns(exchange: Exchange) -> int | None:
-        """When the function's timeout passes: counted from the event, or from a suppressed init if that is under way."""
-        if exchange.overrun or exchange.done_ns is not None:
+        """When the function's timeout passes."""
+        if exchange.overrun or exchange.done_ns is not None or exchange.answered_ns is not None:
             return None
-        if exchange.event_ns is not None:
-            return exchange.event_ns + int(exchange.timeout_s * 1e9)
-        if exchange.inits and exchange.inits[-1] != "init" and exchange.init_begun_ns is not None:
-            return exchange.init_begun_ns + int(exchange.timeout_s * 1e9)
-        return None
+        begun = exchange.invoke_begun_ns
+        return None if begun is None else begun + int(exchange.timeout_s * 1e9)
 
     @staticmethod
     def _init_deadline_ns(exchange: Exchange) -> int | None:
@@ -321,15 +326,23 @@ class Watch(threading.Thread):
         if line.said is Said.INIT_REPORT:
             # Of a suppressed init it is reported too; Lambda's Init Duration is that of the init phase alone.
             # The relay holds the runtime's first call back while the quota is written, which is not the function's time.
+            exchange.suppressed_ms = line.value if exchange.inits[-1:] != ["init"] else None
             if exchange.inits == ["init"] and line.value is not None:
                 exchange.init_ms = line.value - (exchange.boost_lag_ms or 0.0) * self.relayed
         elif line.said is Said.INVOKE_START and not self.relayed:
             exchange.request_id = line.text
-            exchange.event_ns = time.monotonic_ns()
+            # After an init that failed the RIE says so too, though there is no runtime to begin anything.
+            if self._initialised:
+                exchange.event_ns = time.monotonic_ns()
         elif line.said is Said.INVOKE_DONE:
             exchange.rie_status, exchange.rie_duration_ms = line.text, line.value
             if not self.relayed:
+                # The line may have waited while the engine was asked for the quota: the RIE's own clock did not.
                 exchange.done_ns = time.monotonic_ns()
+                if line.value is not None:
+                    exchange.event_ns = exchange.done_ns - int(line.value / _MS)
+                    if exchange.suppressed_ms is not None:
+                        exchange.init_begun_ns = exchange.event_ns - int(exchange.suppressed_ms / _MS)
         elif line.said is Said.RUNTIME_EXIT:
             exchange.exits.append(line.text)
             exchange.exit_ns = time.monotonic_ns()
@@ -392,9 +405,11 @@ class Watch(threading.Thread):
         if exchange is not None:
             exchange.request_id = request_id
             # The wall clock, as on Lambda: runtimes compare the deadline with theirs.
-            deadline_ms = int((time.time() + exchange.timeout_s) * 1000)
+            now = time.monotonic_ns()
+            exchange.event_ns = now
+            spent_s = (now - (exchange.invoke_begun_ns or now)) / 1e9
+            deadline_ms = int((time.time() + exchange.timeout_s - spent_s) * 1000)
             headers[b"lambda-runtime-deadline-ms"] = str(deadline_ms).encode()
-            exchange.event_ns = time.monotonic_ns()
         return headers
 
     def _on_reply(self, kind: str, status: int, body: bytes) -> None:

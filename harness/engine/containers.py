@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,8 @@ from harness.engine.client import ENGINE_FAILURES, Engine
 from harness.errors import EngineError, SandboxGone
 
 RIE_PORT = 8080
+_NOTICE_S = 2.0
+"""How long the engine may take to notice that a container ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,7 @@ class Container:
         self._engine = engine
         self._api = engine.docker.api
         self.spec = spec
+        self._stream: Any = None
         self.id = ""
         self.pid = 0
         self.address = ""
@@ -117,7 +121,7 @@ class Container:
         raw = getattr(stream, "_sock", stream)
         with contextlib.suppress(AttributeError):
             raw.settimeout(None)
-        self._stream = stream  # the wrapper closes the socket when collected: keep it
+        self._stream = stream  # the socket stays open until its wrapper is closed too
         return raw  # type: ignore[no-any-return]
 
     def start(self) -> None:
@@ -152,7 +156,7 @@ class Container:
     def why_gone(self) -> SandboxGone:
         """An error that says what became of the container."""
         try:
-            state = self._api.inspect_container(self.id)["State"]
+            state = self._last_state()
         except docker.errors.NotFound:
             return SandboxGone(f"container {self.spec.name} was removed by someone else")
         except ENGINE_FAILURES as error:
@@ -160,6 +164,15 @@ class Container:
         if state["Running"]:
             return SandboxGone(f"the RIE in container {self.spec.name} does not answer")
         return SandboxGone(f"container {self.spec.name} ended with exit code {state['ExitCode']}")
+
+    def _last_state(self) -> dict[str, Any]:
+        """The state once the engine has noticed the end that this process saw from its broken connection."""
+        deadline = time.monotonic() + _NOTICE_S
+        while True:
+            state: dict[str, Any] = self._api.inspect_container(self.id)["State"]
+            if not state["Running"] or time.monotonic() >= deadline:
+                return state
+            time.sleep(0.05)
 
     def running(self) -> bool:
         try:
@@ -237,6 +250,9 @@ class Container:
 
         What an unreachable engine still holds is labelled with this process and is reaped by the next command.
         """
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
         if not self.id:
             return
         with contextlib.suppress(docker.errors.NotFound, docker.errors.APIError, *ENGINE_FAILURES):

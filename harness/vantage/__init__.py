@@ -33,6 +33,8 @@ class Observation:
     open_files: int | None = None
     tmp_bytes: int | None = None
     oom_kills: int | None = None
+    memory_limit_bytes: int | None = None
+    """The limit in force, where it was raised since the sandbox began (the RIE had grown)."""
     notes: tuple[str, ...] = ()
 
 

@@ -173,8 +173,11 @@ class ApiReach:
 
     def _processes(self, now: _Counters) -> dict[str, Any]:
         """The runtime's processes, as the engine lists them; it can do so of a paused container too."""
-        listed = self._container.processes()
-        runtime = None if listed is None else {pid: each for pid, each in listed.items() if pid != self._container.pid}
+        listed, rie = self._container.processes(), self._container.pid
+        # Engine 20.10 answers with an empty list for a paused container of some thousand processes.
+        runtime = None
+        if listed is not None and rie in listed:
+            runtime = {pid: each for pid, each in listed.items() if pid != rie}
         gone = runtime is not None and not runtime
         found: dict[str, Any] = {"oom_kills": self._new_oom_kills(now, wait=gone)}
         if runtime is None:

@@ -343,6 +343,7 @@ class HostReach:
             open_files=_total(each.open_files for each in after.values()),
             tmp_bytes=procfs.tmp_bytes(self._rie_pid),
             oom_kills=None if kills is None else kills - self._oom_kills,
+            memory_limit_bytes=self._tier.memory_bytes + self._share_bytes if self._tier else None,
         )
 
     def _peak_rss(self, after: dict[int, procfs.Process]) -> tuple[int | None, PeakMethod | None]:
