@@ -101,12 +101,15 @@ def work_of(*, cpu_ms: float, duration_ms: float, throttled_ms: float, memory_mb
         raise InvalidInput(
             f"a prediction from {cpu_ms} ms of CPU in {duration_ms} ms", remedy="measure a tier with CPU counters first"
         )
-    running_ms = max(duration_ms - throttled_ms, 0.0)
     threads = tier(memory_mb).visible_vcpus
-    # Counters and clock are read some tenths of a ms apart: only a clear excess is a second thread.
-    if cpu_ms <= running_ms * 1.1 + 1.0 or throttled_ms > 0:
+    # Counters and clock are read some tenths of a ms apart: only a clear excess is a second thread. A tier that was
+    # throttled shows one only where its CPU exceeds even the whole duration.
+    if cpu_ms <= duration_ms * 1.1 + 1.0:
+        running_ms = max(duration_ms - throttled_ms, 0.0)
         return Work(serial_cpu_ms=cpu_ms, parallel_cpu_ms=0.0, wait_ms=max(0.0, running_ms - cpu_ms), parallelism=1)
-    parallel_wall_ms = min((cpu_ms - duration_ms) / (threads - 1), duration_ms)
+    # The kernel adds up how long each CPU was stopped.
+    running_ms = max(duration_ms - throttled_ms / threads, cpu_ms / threads)
+    parallel_wall_ms = min((cpu_ms - running_ms) / (threads - 1), running_ms)
     parallel_cpu_ms = min(cpu_ms, threads * parallel_wall_ms)
     return Work(
         serial_cpu_ms=cpu_ms - parallel_cpu_ms, parallel_cpu_ms=parallel_cpu_ms, wait_ms=0.0, parallelism=threads

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.cli import options, talk
+from harness.cli import options, results, talk
 from harness.cli import sweep as sweeping
 
 app = typer.Typer(
@@ -61,7 +61,7 @@ def show_run(
     anew = (strategy, weight, per_month) != (None, None, None)
     if found["kind"] in KNOWN_SWEEPS and (anew or not found["findings"]):
         found["findings"] = _read_anew(found, strategy=strategy, weight=weight, per_month=per_month)
-    sweeping.show(found, output="json" if as_json or found["kind"] not in KNOWN_SWEEPS else "text")
+    results.show(found, as_json=as_json)
 
 
 def _read_anew(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli import options, talk
+from harness.cli import memory_watch, options, results, talk
 
 if TYPE_CHECKING:
     from harness.analysis.sweep import Reading
@@ -74,11 +74,10 @@ def sweep(
         bool, typer.Option("--parallel", help="Measure sizes side by side where their quotas fit the CPUs.")
     ] = False,
     seed: Annotated[int | None, typer.Option("--seed", help="Of the order; recorded in any case.")] = None,
-    report: Annotated[
-        Path | None, typer.Option("--report", help="Write a report: .html, .png, .svg, .csv or .json.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing report.")] = False,
+    report: results.Report = None,
+    force: results.Force = False,
     output: Annotated[str, typer.Option("--format", help="Of stdout: text, json or power-tuning.")] = "text",
+    warn_at: memory_watch.WarnAt = None,
     store: Annotated[Path | None, typer.Option("--store", help="The history's file.")] = None,
     runtime: options.Runtime = None,
     handler: options.Handler = None,
@@ -129,19 +128,17 @@ def sweep(
         preset=preset,
     )
     reading = _reading(found, asked, strategy, weight, per_month, discard, allowed_errors)
-    if report is not None:
-        from harness.reports import export
-
-        export.check_target(report, force=force)  # before the minutes of measuring, not after
-    document = _measure(found, asked, reading, vantage=vantage, pull=not no_pull, store=store)
+    results.check(report, force=force)
+    document = _measure(found, asked, reading, vantage=vantage, pull=not no_pull, store=store, warn_at=warn_at)
     try:
-        show(document, output=output)
-    finally:
-        if report is not None:
+        if output == "power-tuning":
             from harness.reports import export
 
-            export.write(document, report, force=force)
-            talk.note(f"report: {report}")
+            talk.emit(export.power_tuning(document))
+        else:
+            results.show(document, as_json=output == "json")
+    finally:
+        results.write(document, report, force=force)
     if not document["findings"]["tiers"]:
         from harness.invocation import Invocation
 
@@ -228,7 +225,8 @@ def _tuning(config: Path | None) -> TuningInput:
 
     found = tuning_input.read(config) if config is not None else tuning_input.TuningInput()
     for name in found.ignored:
-        talk.note(f"note: {name} of {config} has no meaning here and is ignored")
+        why = "would disturb the measurement here" if name == "parallelInvocation" else "has no meaning here"
+        talk.note(f"note: {name} of {config} {why} and is ignored")
     return found
 
 
@@ -327,6 +325,7 @@ def _measure(
     vantage: str,
     pull: bool,
     store: Path | None,
+    warn_at: float | None,
 ) -> dict[str, Any]:
     """Run the plan; each record is in the history as soon as it is measured, also when the run is interrupted."""
     import dataclasses
@@ -350,7 +349,12 @@ def _measure(
         hz = stand.host.get("hz")
         reading = dataclasses.replace(reading, scheduler=reading_for(current_memory_mb=None, hz=hz).scheduler)
         stored = _plan(asked, reading)
+        if plan.parallel and not plan.cold_only:
+            talk.note(
+                "note: side by side sizes may come out slower than one by one; see bench/parallel.py for by how much here"
+            )
         run = stack.enter_context(history.begin("sweep", document.describe_function(function), stand.host, plan=stored))
+        failed: set[tuple[int, str | None]] = set()
         left = experiment.TimeLeft()
         left.expect(plan)
 
@@ -371,16 +375,21 @@ def _measure(
             for record in measured:
                 run.add(record)
                 records.append(record)
+                memory_watch.warn(warn_at, len(records), record)
                 waited_s, since = time.monotonic() - since, time.monotonic()
                 left.add(record, waited_s)
                 progress(_told(len(records), left), keep_clock=True)
-                if record.outcome is Outcome.ENGINE_ERROR:
+                if record.outcome is not Outcome.SUCCESS and (record.memory_mb, record.variant) not in failed:
+                    failed.add((record.memory_mb, record.variant))
                     talk.Progress.clear()
-                    talk.note(f"warning: {record.memory_mb} MB: {record.error_message}")
+                    talk.note(_failure(record))
         except BaseException as error:
             talk.Progress.clear()
             with contextlib.suppress(HarnessError):  # the error that ended the run is the one to hear about
-                state = "interrupted" if isinstance(error, KeyboardInterrupt | Interrupted) else "failed"
+                # Signals are no `Exception`, whatever class they come as.
+                state = (
+                    "failed" if isinstance(error, Exception) and not isinstance(error, Interrupted) else "interrupted"
+                )
                 run.finish(state, findings_of(records, reading, stored) if records else None)
             if records:
                 talk.note(
@@ -414,27 +423,16 @@ def _plan(asked: _Asked, reading: Reading) -> dict[str, Any]:
     }
 
 
+def _failure(record: Invocation) -> str:
+    """The first failure of a size: a rejection says how many there were, not what the function said."""
+    size = f"{record.memory_mb} MB" + (f" ({record.variant})" if record.variant else "")
+    said = ": ".join(each for each in (record.error_type, record.error_message) if each)
+    return talk.red(f"{size}: {record.outcome}: {said[:500]}")
+
+
 def _told(done: int, left: TimeLeft) -> str:
     seconds = left.seconds()
     if not left.invocations or seconds is None:
         return f"sweep: {done} invocations"
     about = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
     return f"sweep: {done} of {done + left.invocations} invocations, about {about} left"
-
-
-def show(document: dict[str, Any], *, output: str) -> None:
-    """A sweep's document on stdout."""
-    if output == "json":
-        talk.emit(document)
-    elif output == "power-tuning":
-        from harness.reports import export
-
-        talk.emit(export.power_tuning(document))
-    else:
-        from harness.reports import terminal
-
-        terminal.sweep(document, talk.console())
-        if document.get("run_id"):
-            talk.note(
-                f"run {document['run_id']}: 'lambda-harness runs export {document['run_id']} --out FILE.html' for pictures"
-            )

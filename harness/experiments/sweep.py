@@ -28,7 +28,7 @@ from harness.function import Function
 from harness.invocation import Invocation, Outcome
 from harness.sandbox import Sandbox
 from harness.stand import Stand
-from harness.tiers import MAX_MEMORY_MB, MIN_MEMORY_MB, tier
+from harness.tiers import CPU_PERIOD_US, MAX_MEMORY_MB, MIN_MEMORY_MB, tier
 
 COARSE_MB = (128, 256, 512, 1024, 1769, 3008)
 """Where `auto` starts: the doublings, the size with one whole vCPU, and the largest with two visible ones."""
@@ -300,7 +300,7 @@ def run(stand: Stand, plan: SweepPlan) -> Generator[Invocation, None, None]:
                 rng.shuffle(going)
                 groups = _side_by_side(going, stand.facts.cpus) if plan.parallel else [[cell] for cell in going]
                 for group in groups:
-                    yield from _measure(stand, group, plan)
+                    yield from _measure(stand, group, plan, rng)
 
 
 def _room_bytes(stand: Stand) -> float:
@@ -308,18 +308,27 @@ def _room_bytes(stand: Stand) -> float:
     return min(psutil.virtual_memory().available, stand.facts.memory_bytes) * _MEMORY_SHARE
 
 
-def _measure(stand: Stand, group: Sequence[_Cell], plan: SweepPlan) -> Iterator[Invocation]:
+def _pause(plan: SweepPlan, rng: random.Random) -> None:
+    """The plan's pause, and up to one period more.
+
+    Back to back all invocations would begin in the same part of a period, as real arrivals do not; and where in a period
+    a short handler begins is worth up to a third of its duration.
+    """
+    time.sleep(plan.pause_s + rng.random() * CPU_PERIOD_US / 1e6)
+
+
+def _measure(stand: Stand, group: Sequence[_Cell], plan: SweepPlan, rng: random.Random) -> Iterator[Invocation]:
     # Init runs at two vCPUs whatever the size, so a cold start never fits beside anything.
     together = [cell for cell in group if cell.sandbox is not None]
     alone = [cell for cell in group if cell.sandbox is None]
     if len(together) < 2:
         alone, together = list(group), []
     for cell in alone:
-        time.sleep(plan.pause_s)
+        _pause(plan, rng)
         yield cell.invoke(stand)
     if not together:
         return
-    time.sleep(plan.pause_s)
+    _pause(plan, rng)
     with ThreadPoolExecutor(max_workers=len(together), thread_name_prefix="sweep") as threads:
         pending = [threads.submit(cell.invoke, stand) for cell in together]
         try:
