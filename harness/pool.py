@@ -54,18 +54,18 @@ class PoolStatistics:
     """What a pool did so far."""
 
     sandboxes: int
-    """Started altogether."""
-    most_sandboxes: int
-    """Alive at one time."""
+    """Those that were given a request."""
     most_busy: int
     """With a request, or starting for one, at one time."""
     throttled: int
+    prepared: int
+    """Started before a request asked for them."""
     start_ms: tuple[float, ...]
-    """How long each container took to start, waiting for others to start included: the engine's time, not Lambda's."""
+    """How long requests waited for a container to start, for others that were starting too: the engine's time, not Lambda's."""
 
 
 class Lease:
-    """A sandbox that is one request's until `invoke` returns. To be used once, by one thread."""
+    """A sandbox that is one request's until `invoke` returns, or `start` fails. To be used once, by one thread."""
 
     def __init__(self, pool: Pool, sandbox: Sandbox, *, fresh: bool) -> None:
         self._pool = pool
@@ -76,7 +76,7 @@ class Lease:
         """Start a new sandbox's container; nothing to do for one that was used before. Raises `EngineError`."""
         if self._fresh:
             self._fresh = False
-            self._pool._start(self.sandbox)  # noqa: SLF001  # one class in two halves
+            self._pool._start_for_request(self.sandbox)  # noqa: SLF001  # one class in two halves
 
     def invoke(self, event: bytes) -> Invocation:
         """The invocation; afterwards the sandbox is idle again, or out of the pool if its container went away."""
@@ -107,12 +107,13 @@ class Pool:
         self._max = LAMBDA_MAX_SANDBOXES if max_sandboxes is None else max_sandboxes
         self._memory_bytes = memory_bytes
         self._idle: list[Sandbox] = []
+        self._spare: list[Sandbox] = []
         self._all: list[Sandbox] = []
         self._starting: set[Sandbox] = set()
         self._changed = threading.Condition()
         self._starts = threading.BoundedSemaphore(_STARTS_AT_ONCE)
         self._closed = False
-        self._started = self._throttled = self._most = self._busiest = 0
+        self._used = self._busy = self._busiest = self._throttled = self._prepared = 0
         self._start_ms: list[float] = []
 
     def __enter__(self) -> Pool:
@@ -127,7 +128,11 @@ class Pool:
     def sandboxes(self) -> tuple[Sandbox, ...]:
         """Those that have been started, idle or not."""
         with self._changed:
-            return tuple(each for each in self._all if each not in self._starting)
+            return tuple(
+                each
+                for each in self._all
+                if each not in self._starting and not isinstance(each.phase, lifecycle.Created)
+            )
 
     @property
     def capacity(self) -> int:
@@ -138,10 +143,10 @@ class Pool:
     def statistics(self) -> PoolStatistics:
         with self._changed:
             return PoolStatistics(
-                sandboxes=self._started,
-                most_sandboxes=self._most,
+                sandboxes=self._used,
                 most_busy=self._busiest,
                 throttled=self._throttled,
+                prepared=self._prepared,
                 start_ms=tuple(self._start_ms),
             )
 
@@ -158,19 +163,38 @@ class Pool:
         with self._changed:
             if self._closed:
                 raise HarnessError("the pool is closed")
-            fresh = not self._idle
-            if not fresh:
+            fresh = not self._idle and not self._spare
+            if self._idle:
                 sandbox = self._idle.pop()
+            elif self._spare:
+                sandbox = self._spare.pop()
+                self._used += 1
             elif self._full():
                 self._throttled += 1
                 return None
             else:
-                sandbox = self._stand.sandbox(self._function)
-                self._all.append(sandbox)
-                self._starting.add(sandbox)
-                self._most = max(self._most, len(self._all))
-            self._busiest = max(self._busiest, len(self._all) - len(self._idle))
+                sandbox = self._new()
+                self._used += 1
+            self._busy += 1
+            self._busiest = max(self._busiest, self._busy)
             return Lease(self, sandbox, fresh=fresh)
+
+    def prepare(self, count: int) -> None:
+        """Start up to ``count`` containers ahead of the requests, as many as there may be; nothing of a function runs yet.
+
+        Lambda keeps sandboxes ready too. Their init still belongs to the first invocation, which is a cold start.
+        """
+        with self._changed:
+            wanted = [self._new() for _ in range(min(count, self._max, self._memory_holds()) - len(self._all))]
+        if not wanted:
+            return
+        with ThreadPoolExecutor(max_workers=_STARTS_AT_ONCE, thread_name_prefix="prepare") as starting:
+            pending = [starting.submit(self._start, sandbox) for sandbox in wanted]
+        for sandbox, each in zip(wanted, pending, strict=True):
+            each.result()
+            with self._changed:
+                self._prepared += 1
+                self._spare.append(sandbox)
 
     def throttled(self) -> Invocation:
         """The record of a request that found every sandbox busy, with Lambda's answer (HTTP status 429).
@@ -183,15 +207,14 @@ class Pool:
         why = f"all {self._max} sandboxes that may be were busy"
         if not full:
             why = f"all sandboxes were busy, and memory holds no more than {self._memory_holds()} of {function.memory_mb} MB"
-        around = self._stand._around  # noqa: SLF001  # the image's name stands nowhere else
         return Invocation(
             request_id=str(uuid.uuid4()),
             function=function.name,
             runtime=function.runtime,
             memory_mb=function.memory_mb,
             architecture=function.architecture,
-            image=around.image.reference,
-            rie_version=around.rie_version,
+            image=self._stand.image.reference,
+            rie_version=self._stand.rie_version,
             sandbox_id="",
             sequence=0,
             cold=False,
@@ -210,7 +233,7 @@ class Pool:
         with self._changed:
             self._closed = True
             ended = [each for each in self._all if each not in self._starting]
-            self._all, self._idle = [], []
+            self._all, self._idle, self._spare = [], [], []
         if len(ended) == 1:
             ended[0].shut_down()
         elif ended:
@@ -223,6 +246,11 @@ class Pool:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
+    def _new(self) -> Sandbox:
+        sandbox = self._stand.sandbox(self._function)
+        self._all.append(sandbox)
+        return sandbox
+
     def _full(self) -> bool:
         alive = len(self._all)
         return alive >= self._max or (alive >= 1 and alive >= self._memory_holds())
@@ -233,25 +261,37 @@ class Pool:
         return max(1, self._memory_bytes // (self._function.memory_mb * _MIB + _RIE_BYTES))
 
     def _start(self, sandbox: Sandbox) -> None:
-        begun = time.monotonic()
-        started = False
-        try:
-            with self._starts:
-                if not self._closed:
-                    sandbox.start()
-                    started = True
-        finally:
+        with self._starts:
             with self._changed:
-                kept = started and not self._closed
-                if kept:
-                    self._starting.discard(sandbox)
-                    self._started += 1
-                    self._start_ms.append((time.monotonic() - begun) * 1000)
-                    self._changed.notify_all()
-            if not kept:
+                if self._closed:
+                    raise HarnessError("the pool was closed before a sandbox was started")
+                self._starting.add(sandbox)
+            try:
+                sandbox.start()
+            except BaseException:
                 self._drop(sandbox)
-        if not kept:
+                raise
+        if not self._has_started(sandbox):
+            self._drop(sandbox)
             raise HarnessError("the pool was closed while a sandbox was starting")
+
+    def _has_started(self, sandbox: Sandbox) -> bool:
+        """Take note of it; False where the pool has been closed meanwhile and nobody else will end it."""
+        with self._changed:
+            if not self._closed:
+                self._starting.discard(sandbox)
+            return not self._closed
+
+    def _start_for_request(self, sandbox: Sandbox) -> None:
+        begun = time.monotonic()
+        try:
+            self._start(sandbox)
+        except BaseException:
+            with self._changed:
+                self._busy -= 1
+            raise
+        with self._changed:
+            self._start_ms.append((time.monotonic() - begun) * 1000)
 
     def _drop(self, sandbox: Sandbox) -> None:
         try:
@@ -265,6 +305,7 @@ class Pool:
 
     def _give_back(self, sandbox: Sandbox) -> None:
         with self._changed:
+            self._busy -= 1
             if self._closed:
                 return
             if isinstance(sandbox.phase, lifecycle.ShutDown):

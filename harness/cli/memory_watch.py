@@ -17,7 +17,11 @@ _MIB = 1024 * 1024
 WarnAt = Annotated[
     float | None,
     typer.Option(
-        "--warn-at", metavar="SHARE", min=0.01, max=1.0, help="Warn when a peak passes this share of memory, such as 0.8."
+        "--warn-at",
+        metavar="SHARE",
+        min=0.01,
+        max=1.0,
+        help="Warn when a peak passes this share of memory, such as 0.8.",
     ),
 ]
 
@@ -25,8 +29,8 @@ WarnAt = Annotated[
 def warning(share: float | None, number: int, record: Invocation) -> str | None:
     """The sentence for an invocation whose peak passed ``share`` of its memory size; None if it did not, or if unknown.
 
-    The peak is that of resident memory, which is what Lambda prints as used; page cache, which gives way, is not in it.
-    Where only the peak of the cgroup's charge is known, that counts.
+    Of the peak of resident memory and that of the cgroup's charge the smaller one counts: the former also holds pages of
+    files that the function is not charged for, the latter page cache that gives way.
     """
     from harness.invocation import Outcome
     from harness.reports import format as figures
@@ -36,9 +40,9 @@ def warning(share: float | None, number: int, record: Invocation) -> str | None:
     where = f"invocation {number}" + (f" at {record.memory_mb} MB" if record.memory_mb else "")
     if record.outcome is Outcome.OUT_OF_MEMORY:
         return f"{where}: memory ran out, it was killed"
-    peak = record.peak_rss_bytes if record.peak_rss_bytes is not None else record.peak_memory_bytes
     limit = record.memory_mb * _MIB
-    if peak is None or peak <= share * limit:
+    peaks = [each for each in (record.peak_rss_bytes, record.peak_memory_bytes) if each is not None]
+    if not peaks or (peak := min(*peaks, limit)) <= share * limit:
         return None
     return (
         f"{where}: the peak of {figures.size(peak)} is {figures.share(peak / limit)} of its memory, "

@@ -9,17 +9,19 @@ CPU time and lateness are in `Observed`.
 from __future__ import annotations
 
 import contextlib
+import math
 import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import TracebackType
 
 import psutil
 
+from harness.cgroup import Cgroup
 from harness.errors import HarnessError, InvalidInput, UsageError
 from harness.invocation import Invocation, Outcome
 from harness.pool import Lease, Pool, PoolStatistics, spare_memory_bytes
@@ -35,6 +37,10 @@ _SAMPLE_SHARE = 0.02
 """The most of one CPU that watching the memory of all sandboxes may take: with many of them it looks less often."""
 
 _NOTED_WAIT_MS = 1.0
+
+_READY_S = 1.0
+_MOST_READY = 64
+"""An open loop begins with containers for the arrivals of this many seconds, at most so many of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +103,12 @@ def arrivals(plan: LoadPlan) -> Iterator[float]:
 class Observed:
     """What was seen of a load beside its records."""
 
+    loop: str
+    """``closed`` or ``open``."""
     wall_s: float
     """From the first request to the last answer."""
     lateness_ms: tuple[float, ...]
-    """Of each request: how long after it was due the generator took it up. In the closed loop: after the last answer."""
+    """Of each request: how long after it was due the generator took it up; in the closed loop, after the last answer."""
     waited_ms: tuple[float, ...]
     """Of each request: how long it waited for a container to start; Lambda's own time for that is another."""
     pool: PoolStatistics
@@ -155,8 +163,13 @@ class Load:
         if self._driver is not None:
             self._driver.join()
 
-    def records(self) -> Iterator[Invocation]:
-        """The records in the order in which they were done; once. Raises `EngineError` when no sandbox can be started."""
+    def records(self) -> Generator[Invocation, None, None]:
+        """The records in the order in which they were done; once. Raises `EngineError` when no sandbox can be started.
+
+        Containers are started before the clock is: a cold start is the function's init, as the engine's work for it is
+        not Lambda's, and would keep requests waiting so long that far more sandboxes were needed than on Lambda.
+        """
+        self._pool.prepare(self._wanted())
         self._host_before, self._cpu_before_s = _HostCpu.now(self._stand), time.process_time()
         self._begun_ns = self._ended_ns = time.monotonic_ns()
         self._memory.start()
@@ -173,10 +186,18 @@ class Load:
             self._cpu_s = time.process_time() - self._cpu_before_s
             self._host_busy_share = _HostCpu.busy_share(self._host_before, _HostCpu.now(self._stand))
 
+    def _wanted(self) -> int:
+        plan = self._plan
+        most = min(plan.requests or _MOST_READY, self._pool.capacity)
+        if plan.rate_per_s is None:
+            return min(plan.concurrency or 1, most)
+        return min(2 + math.ceil(plan.rate_per_s * _READY_S), _MOST_READY, most)
+
     def observed(self) -> Observed:
         """To be asked when `records` has been exhausted or closed."""
         with self._lock:
             return Observed(
+                loop="closed" if self._plan.rate_per_s is None else "open",
                 wall_s=(self._ended_ns - self._begun_ns) / 1e9,
                 lateness_ms=tuple(self._lateness_ms),
                 waited_ms=tuple(self._waited_ms),
@@ -204,28 +225,33 @@ class Load:
             self._records.put(error)
 
     def _closed_loop(self) -> None:
-        clients = [
-            threading.Thread(target=self._client, name=f"client-{number}", daemon=True)
-            for number in range(min(self._plan.concurrency or 1, self._plan.requests or 2**31))
-        ]
+        clients = []
+        for number in range(self._plan.concurrency or 1):
+            if (event := self._next_event()) is None:
+                break
+            # All clients have theirs before the first is served: a quick function's first sandbox would serve them all.
+            first = (event, self._pool.lease())
+            clients.append(threading.Thread(target=self._client, args=first, name=f"client-{number}", daemon=True))
         for client in clients:
             client.start()
         for client in clients:
             client.join()
 
-    def _client(self) -> None:
+    def _client(self, first_event: bytes, lease: Lease | None) -> None:
         answered_ns, pause_s = 0, _FIRST_PAUSE_S
+        event: bytes | None = first_event
         try:
-            while (event := self._next_event()) is not None:
+            while event is not None:
                 asked_ns = time.monotonic_ns()
                 late_ms = (asked_ns - answered_ns) / 1e6 if answered_ns else 0.0
-                lease = self._pool.lease()
                 if lease is None:
                     self._throttle(asked_ns, late_ms)
                     self._stop.wait(pause_s)
                     answered_ns, pause_s = 0, min(2 * pause_s, _LONGEST_PAUSE_S)
                 else:
                     answered_ns, pause_s = self._serve(lease, event, asked_ns, late_ms), _FIRST_PAUSE_S
+                event = self._next_event()
+                lease = self._pool.lease() if event is not None else None
         except BaseException as error:  # noqa: BLE001
             self._fail(error)
 
@@ -349,11 +375,11 @@ class _MemoryWatch:
             pause_s = max(_SAMPLE_S, (time.monotonic() - begun) / _SAMPLE_SHARE)
 
     def _charged(self, sandbox: Sandbox) -> int | None:
-        group = getattr(sandbox.cell.reach, "cgroup", None)
-        limit = sandbox.cell.granted.memory_limit_bytes
-        if group is None or limit is None:
+        group: Cgroup | None = getattr(sandbox.cell.reach, "cgroup", None)
+        if group is None:
             return None
         with contextlib.suppress(HarnessError):  # it may be on its way out
-            share = limit - self._memory_bytes
-            return max(0, int(group.memory_now().current_bytes) - share)
+            limit = group.memory_limit()
+            # What the limit has above the memory size is the RIE's share.
+            return None if limit is None else max(0, group.memory_now().current_bytes - (limit - self._memory_bytes))
         return None
