@@ -17,8 +17,8 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,6 @@ class Subject:
     also: tuple[str, ...] = ()
     memory_mb: int = 512
     count: int = COUNT
-    may: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def runtime(self) -> str:
@@ -128,6 +127,19 @@ SUBJECTS = (
                 block = mmap.mmap(-1, 256 * 1024)
                 block.write(b"x" * len(block))
                 kept.append(block)
+                return len(kept)
+        """,
+    ),
+    Subject(
+        name="py_leak_under_sawtooth",
+        truth="leak",
+        source="""
+            kept, queue = [], []
+            def handler(event, context):
+                kept.append(bytearray(b"x") * 100_000)
+                queue.append(bytearray(b"x") * 300_000)
+                if len(queue) == 9:
+                    queue.clear()
                 return len(kept)
         """,
     ),
@@ -403,6 +415,20 @@ SUBJECTS = (
             };
         """,
     ),
+    Subject(
+        name="node_leak_under_garbage",
+        truth="leak",
+        node=True,
+        source="""
+            const kept = [];
+            export const handler = async () => {
+              let text = "";
+              for (let i = 0; i < 20_000; i++) text = JSON.stringify({ i, text: text.slice(0, 100) });
+              kept.push(new Array(5_000).fill(text.length));
+              return kept.length;
+            };
+        """,
+    ),
     # -- Node.js: what fills, falls or settles
     Subject(
         name="node_steady",
@@ -473,3 +499,115 @@ SUBJECTS = (
         """,
     ),
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What the harness said of a subject, and what is wrong with it."""
+
+    subject: Subject
+    verdict: str
+    reason: str
+    slope: float | None
+    also: tuple[str, ...]
+    seconds: float
+
+    @property
+    def wrong(self) -> bool:
+        return self.verdict != self.subject.truth or set(self.also) != set(self.subject.also)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.subject.name,
+            "runtime": self.subject.runtime,
+            "invocations": self.subject.count,
+            "memory_mb": self.subject.memory_mb,
+            "truth": self.subject.truth,
+            "truth_also": list(self.subject.also),
+            "verdict": self.verdict,
+            "also": list(self.also),
+            "slope_bytes_per_invocation": self.slope,
+            "reason": self.reason,
+            "seconds": round(self.seconds, 1),
+            "wrong": self.wrong,
+        }
+
+
+def run(subject: Subject) -> Result:
+    """One subject through the command line, as a user would."""
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="verdicts-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        command = [sys.executable, "-m", "harness", "leak", *subject.write(folder), "-m", str(subject.memory_mb)]
+        command += [
+            "-n",
+            str(subject.count),
+            "--timeout",
+            "10",
+            "--store",
+            str(folder.parent / f"{folder.name}.sqlite3"),
+        ]
+        try:
+            done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False, timeout=600)
+        finally:
+            for left in folder.parent.glob(f"{folder.name}.sqlite3*"):
+                left.unlink()
+    if not done.stdout:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        found: dict[str, Any] = {"verdict": "none", "reason": lines[-1], "slope_bytes_per_invocation": None, "also": []}
+    else:
+        found = json.loads(done.stdout)["findings"]
+    return Result(
+        subject=subject,
+        verdict=found["verdict"],
+        reason=found["reason"],
+        slope=found["slope_bytes_per_invocation"],
+        also=tuple(each["what"] for each in found["also"] if each["verdict"] == "leak"),
+        seconds=time.monotonic() - begun,
+    )
+
+
+def row(result: Result) -> str:
+    """One line of a Markdown table."""
+    subject = result.subject
+    truth = ", ".join([subject.truth, *subject.also])
+    said = ", ".join([result.verdict, *result.also])
+    slope = "" if result.slope is None else f"{result.slope:,.0f}"
+    mark = "**wrong**" if result.wrong else "right"
+    return f"| `{subject.name}` | {subject.runtime} | {truth} | {said} | {slope} | {mark} |"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Verdicts of `lambda-harness leak` on functions of known truth.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only these")
+    parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else on stdout")
+    options = parser.parse_args(arguments)
+    chosen = [each for each in SUBJECTS if not options.names or each.name in options.names]
+    unknown = set(options.names) - {each.name for each in SUBJECTS}
+    if unknown:
+        parser.error(f"there is no function {min(unknown)}")
+    if not options.json:
+        print("| function | runtime | truth | verdict | bytes an invocation | |\n|---|---|---|---|---:|---|")
+    results = []
+    for subject in chosen:
+        result = run(subject)
+        results.append(result)
+        if not options.json:
+            print(row(result), flush=True)
+        if result.wrong:
+            print(f"{subject.name}: {result.reason}", file=sys.stderr, flush=True)
+    wrong = sum(each.wrong for each in results)
+    if options.json:
+        print(
+            json.dumps(
+                {"functions": len(results), "wrong": wrong, "results": [each.as_dict() for each in results]}, indent=1
+            )
+        )
+    else:
+        print(f"\n{len(results)} functions, {wrong} wrong verdicts")
+    return 1 if wrong > ACCEPTED_WRONG else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
