@@ -1,4 +1,6 @@
-"""Charts of a run as SVG and PNG, from documents alone; no browser, no network, nothing measured here.
+"""What every chart is made of, and the charts of a sweep and of a single sandbox, as SVG and PNG from documents alone.
+
+No browser, no network, nothing measured here. The charts of leaks, kills and loads are in modules of their names.
 
 Why Vega-Lite through vl-convert, and no more than that:
 
@@ -23,7 +25,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import InvalidInput
 from harness.reports import format as figures
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Theme:
     invoke: str
     frozen: str
     peak: str
+    halo: str
     variants: tuple[str, ...]
 
 
@@ -75,6 +77,7 @@ LIGHT = Theme(
     invoke="#0072b2",
     frozen="#cfd8e3",
     peak="#c8500a",
+    halo="#ffffff",
     variants=("#0072b2", "#e69f00", "#009e73", "#cc79a7"),
 )
 DARK = Theme(
@@ -91,6 +94,7 @@ DARK = Theme(
     invoke="#4a9fd4",
     frozen="#3d4a5b",
     peak="#ff9a57",
+    halo="#12171e",
     variants=("#56b4e9", "#e6a61f", "#2fc49a", "#e39ac4"),
 )
 PAGE = Theme(
@@ -119,33 +123,27 @@ def svg(spec: Spec) -> str:
     """Draw a specification; offline, since specifications hold their data."""
     import vl_convert
 
-    drawn = vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])
+    drawn = vl_convert.vegalite_to_svg(_drawable(spec), allowed_base_urls=[])
     assert isinstance(drawn, str)  # noqa: S101 (the library promises it)
     return drawn
+
+
+def _drawable(found: Any) -> Any:
+    """The same with lone surrogates replaced: they are no text that a renderer could draw, but functions return them."""
+    if isinstance(found, str):
+        return found if found.isascii() else found.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(found, dict):
+        return {key: _drawable(value) for key, value in found.items()}
+    return [_drawable(one) for one in found] if isinstance(found, list) else found
 
 
 def png(spec: Spec, *, scale: float = 2) -> bytes:
     """Draw a specification as PNG, at twice its size by default: screens are dense."""
     import vl_convert
 
-    drawn = vl_convert.vegalite_to_png(spec, scale=scale, allowed_base_urls=[])
+    drawn = vl_convert.vegalite_to_png(_drawable(spec), scale=scale, allowed_base_urls=[])
     assert isinstance(drawn, bytes)  # noqa: S101
     return drawn
-
-
-def main_chart(document: dict[str, Any], theme: Theme = LIGHT) -> Spec:
-    """The one chart that stands for a document, titled: a sweep's curves, or else the timeline of its sandbox."""
-    name = str((document.get("function") or {}).get("name") or "function")
-    if tiers_of(document):
-        return duration_and_cost(document, theme, title=f"{name}: duration and cost by memory size")
-    timelines = sandboxes(document)
-    if timelines:
-        first = timelines[0]
-        return timeline(first, theme, title=f"{name}: one sandbox at {first[0]['memory_mb']} MB")
-    raise InvalidInput(
-        f"run {document.get('run_id') or '(not stored)'} has no invocation that could be drawn",
-        remedy="export it as .json or .csv, or look at its outcomes with `lambda-harness runs show`",
-    )
 
 
 def tiers_of(document: dict[str, Any]) -> list[Tier]:
@@ -193,7 +191,7 @@ def sandboxes(document: dict[str, Any]) -> list[list[Record]]:
     """The invocations of each sandbox that can be drawn on a time axis, in order; the recommended size's come first."""
     found: dict[str, list[Record]] = {}
     for one in document.get("invocations") or []:
-        if one.get("duration_ms") is not None and _seconds(one.get("started_at")) is not None:
+        if one.get("duration_ms") is not None and seconds(one.get("started_at")) is not None:
             found.setdefault(str(one["sandbox_id"]), []).append(one)
     chosen = (document.get("findings") or {}).get("recommendation") or {}
 
@@ -243,12 +241,12 @@ def duration_and_cost(document: dict[str, Any], theme: Theme = PAGE, *, title: s
             document, own, {_key(one): dots[_key(one)] for one in own}, points, scales, theme=theme, many=many
         )
         if len(variants) > 1:
-            panel["title"] = {"text": _short(str(variant or "as configured")), "fontSize": 13, "anchor": "start"}
+            panel["title"] = {"text": short(str(variant or "as configured")), "fontSize": 13, "anchor": "start"}
         panels.append(panel)
     spread = "pale bars: range of all invocations" if many else "dots: single invocations"
     subtitle = f"{spread}; whiskers: 95 % confidence interval of the mean"
     spec: Spec = panels[0] if len(panels) == 1 else {"vconcat": panels, "spacing": 28}
-    return _finished(spec, theme, title=title, subtitle=subtitle if title else None)
+    return finished(spec, theme, title=title, subtitle=subtitle if title else None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,7 +294,7 @@ def _panel(
             }
         )
     x, y, cost_y = scales.memory_x, scales.duration_y, scales.cost_y
-    colour = _legend(
+    colour = legend(
         [
             ("Duration (mean)", theme.duration),
             ("Cost", theme.cost),
@@ -434,9 +432,9 @@ def timeline(records: list[Record], theme: Theme = PAGE, *, title: str | None = 
     """One sandbox over time: init, invoke and frozen spans above, its memory below."""
     records = records[:MAX_TIMELINE]
     spans, memory = [], []
-    zero = _seconds(records[0]["started_at"]) or 0.0
+    zero = seconds(records[0]["started_at"]) or 0.0
     for one in records:
-        start = (_seconds(one["started_at"]) or 0.0) - zero
+        start = (seconds(one["started_at"]) or 0.0) - zero
         frozen, init = (one.get("frozen_ms") or 0.0) / 1000, (one.get("init_ms") or 0.0) / 1000
         name = f"invocation {one['sequence']}"
         if frozen:
@@ -459,7 +457,7 @@ def timeline(records: list[Record], theme: Theme = PAGE, *, title: str | None = 
         point["at"] *= factor
     axis = {"title": f"Time since the first request ({unit})", "grid": False, "tickCount": 8}
     scale = {"domain": [min(0.0, *(span["from"] for span in spans)), last * factor], "nice": False}
-    phases = _legend([("init", theme.init), ("invoke", theme.invoke), ("frozen", theme.frozen)], theme)
+    phases = legend([("init", theme.init), ("invoke", theme.invoke), ("frozen", theme.frozen)], theme)
     lane: Spec = {
         "width": WIDTH,
         "height": 40,
@@ -475,8 +473,8 @@ def timeline(records: list[Record], theme: Theme = PAGE, *, title: str | None = 
         },
     }
     if not memory:
-        return _finished(lane, theme, title=title)
-    kinds = _legend([("resident after", theme.cost), ("peak RSS", theme.peak)], theme)
+        return finished(lane, theme, title=title)
+    kinds = legend([("resident after", theme.cost), ("peak RSS", theme.peak)], theme)
     at = {"field": "at", "type": "quantitative", "axis": axis, "scale": scale}
     mb: Spec = {
         "field": "mb",
@@ -512,7 +510,7 @@ def timeline(records: list[Record], theme: Theme = PAGE, *, title: str | None = 
         ],
     }
     spec: Spec = {"vconcat": [lane, below], "spacing": 10, "resolve": {"scale": {"color": "independent"}}}
-    return _finished(spec, theme, title=title)
+    return finished(spec, theme, title=title)
 
 
 def _span(start: float, end: float, phase: str, told: str) -> dict[str, Any]:
@@ -521,10 +519,10 @@ def _span(start: float, end: float, phase: str, told: str) -> dict[str, Any]:
 
 def _bar(tier: Tier, value: float | None, label: str, told: str) -> dict[str, Any]:
     variant = tier.get("variant")
-    name = f"{tier['memory_mb']} MB" + (f", {_short(str(variant))}" if variant else "")
+    name = f"{tier['memory_mb']} MB" + (f", {short(str(variant))}" if variant else "")
     return {
         "memory": tier["memory_mb"],
-        "variant": _short(str(variant)) if variant else "",
+        "variant": short(str(variant)) if variant else "",
         "value": value,
         "label": label,
         "told": f"{name}: {told} {label}" + ("" if value is None else f" ({figures.share(value)})"),
@@ -579,7 +577,7 @@ def _bars(
         bars["encoding"]["color"] = {
             "field": "variant",
             "type": "nominal",
-            **_legend(list(zip(names, palette, strict=True)), theme),
+            **legend(list(zip(names, palette, strict=True)), theme),
         }
     layers = [bars, *labels]
     if rule is not None:
@@ -603,10 +601,11 @@ def _bars(
                 "encoding": {"y": {"datum": rule}},
             },
         ]
-    return _finished({"width": 380, "height": 210, "data": {"values": rows}, "layer": layers}, theme)
+    return finished({"width": 380, "height": 210, "data": {"values": rows}, "layer": layers}, theme)
 
 
-def _legend(entries: list[tuple[str, str]], theme: Theme, *, lines: bool = False) -> Spec:
+def legend(entries: list[tuple[str, str]], theme: Theme, *, lines: bool = False) -> Spec:
+    """The colour scale of named entries and the legend that explains it, as members of a channel."""
     return {
         "scale": {"domain": [name for name, _ in entries], "range": [colour for _, colour in entries]},
         "legend": {
@@ -622,6 +621,13 @@ def _legend(entries: list[tuple[str, str]], theme: Theme, *, lines: bool = False
             "offset": 24 if lines else 12,
         },
     }
+
+
+def shape_legend(theme: Theme) -> Spec:
+    """The legend of marks that are told apart by shape and colour at once: to be given to both channels, unchanged."""
+    found: Spec = {**legend([], theme)["legend"], "symbolStrokeWidth": 2.2, "symbolSize": 64}
+    del found["symbolType"]
+    return found
 
 
 def _memory_axis(sizes: list[int], theme: Theme) -> Spec:
@@ -737,7 +743,8 @@ def _labels(field: str, x: Spec, y: Spec, colour: str) -> list[Spec]:
     ]
 
 
-def _finished(spec: Spec, theme: Theme, *, title: str | None = None, subtitle: str | None = None) -> Spec:
+def finished(spec: Spec, theme: Theme, *, title: str | None = None, subtitle: str | None = None) -> Spec:
+    """A specification with the look that all charts share; a title is for files, a page has headings of its own."""
     found: Spec = {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
         "background": theme.background,
@@ -765,7 +772,7 @@ def _finished(spec: Spec, theme: Theme, *, title: str | None = None, subtitle: s
     }
     if title:
         found["title"] = {
-            "text": _short(title, 90),
+            "text": short(title, 90),
             "anchor": "start",
             "fontSize": 17,
             "offset": 16,
@@ -774,9 +781,8 @@ def _finished(spec: Spec, theme: Theme, *, title: str | None = None, subtitle: s
     return found
 
 
-def _short(text: str, limit: int = 60) -> str:
-    # A lone surrogate is no text that a renderer could draw, and would end in an error there.
-    text = text.encode("utf-8", "replace").decode("utf-8")
+def short(text: str, limit: int = 60) -> str:
+    """Text that somebody chose, cut at the limit."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -792,8 +798,52 @@ def _times(value: float | None, factor: float) -> float | None:
     return None if value is None else value * factor
 
 
-def _seconds(iso: Any) -> float | None:
+def seconds(iso: Any) -> float | None:
+    """A moment in seconds since the epoch; None for what is no ISO 8601."""
     try:
         return datetime.fromisoformat(str(iso)).timestamp()
     except ValueError:
         return None
+
+
+def rule(at: float, text: str, theme: Theme, *, side: str = "right") -> list[Spec]:
+    """A dashed line across the chart at a height of its y scale, with its name above at that side."""
+    colour = theme.warning
+    return [
+        {
+            "data": {"values": [{"at": at}]},
+            "mark": {"type": "rule", "strokeDash": [5, 4], "strokeWidth": 1.6, "color": colour, "aria": False},
+            "encoding": {"y": {"field": "at", "type": "quantitative"}},
+        },
+        {
+            "data": {"values": [{"at": at}]},
+            "mark": {
+                "type": "text",
+                "text": text,
+                "align": side,
+                "x": {"expr": "width - 4"} if side == "right" else 6,
+                "dy": -7,
+                "color": colour,
+                "aria": False,
+            },
+            "encoding": {"y": {"field": "at", "type": "quantitative"}},
+        },
+    ]
+
+
+CROSS = "M-0.8,-0.8L0.8,0.8M0.8,-0.8L-0.8,0.8"
+"""The shape that stands for a kill in every chart; it is stroked, and needs a halo wherever it lies upon other marks."""
+
+
+def crosses(encoding: Spec, theme: Theme, rows: list[dict[str, Any]], *, size: int = 90, **mark: Any) -> list[Spec]:
+    """Kills, as crosses that stand out from whatever is below them. The encoding places them and tells what they are."""
+    shape = {"type": "point", "shape": CROSS, "size": size, "opacity": 1, **mark}
+    placed = {name: channel for name, channel in encoding.items() if name != "description"}
+    return [
+        {
+            "data": {"values": rows},
+            "mark": {**shape, "strokeWidth": 6, "color": theme.halo, "aria": False},
+            "encoding": placed,
+        },
+        {"data": {"values": rows}, "mark": {**shape, "strokeWidth": 2.8, "color": theme.warning}, "encoding": encoding},
+    ]

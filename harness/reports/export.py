@@ -188,14 +188,20 @@ def _html(document: dict[str, Any]) -> bytes:
     return _bytes(html.render(document))
 
 
+def _picture(document: dict[str, Any]) -> charts.Spec:
+    from harness.reports import pictures
+
+    return pictures.main_chart(document)
+
+
 def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "replace")  # lone surrogates are no text
 
 
 _WRITERS: dict[str, Callable[[dict[str, Any]], bytes]] = {
     ".html": _html,
-    ".svg": lambda document: _bytes(charts.svg(charts.main_chart(document))),
-    ".png": lambda document: charts.png(charts.main_chart(document)),
+    ".svg": lambda document: _bytes(charts.svg(_picture(document))),
+    ".png": lambda document: charts.png(_picture(document)),
     ".csv": lambda document: _bytes(invocations_csv(document)),
     ".tiers.csv": lambda document: _bytes(tiers_csv(document)),
     ".json": lambda document: _bytes(strict_json(document, indent=2) + "\n"),

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from harness.reports import charts
+from harness.reports import charts, oom, pages
 from harness.reports import format as figures
 from harness.reports.export import strict_json
+from harness.reports.pages import NO_SUCH_THING, TOO_FEW, counts, statistic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -35,33 +36,33 @@ _MAX_PACKED_JSON = 1_600_000
 _BULKY = ("log_tail", "response", "report")
 
 
+_PAGES = {
+    "leak": ("leak.html.j2", pages.of_leak),
+    "oom": ("oom.html.j2", pages.of_oom),
+    "load": ("load.html.j2", pages.of_load),
+    "warm": ("warm.html.j2", pages.of_warm),
+    "invoke": ("invoke.html.j2", pages.of_invoke),
+}
+"""The kinds with a page of their own; every other document is shown as a sweep, whose parts it may lack."""
+_WITHOUT_TIMELINES = {"oom", "load"}
+"""Kinds that show their sandboxes over time in a chart of their own."""
+
+
 def render(document: dict[str, Any]) -> str:
     """The page, below `MAX_PAGE_BYTES` for any run of up to some 40 000 invocations."""
-    findings = document.get("findings") or {}
-    recommendation = findings.get("recommendation") or {}
     records = document.get("invocations") or []
     tiers = charts.tiers_of(document)
     script = _asset("page.js")
     callouts, more_callouts = _callouts(document)
+    name, of_kind = _PAGES.get(str(document.get("kind")), ("sweep.html.j2", _of_sweep))
     facts: dict[str, Any] = {
         "document": document,
         "function": document.get("function") or {},
         "host": document.get("host") or {},
-        "findings": findings,
-        "prediction": charts.predicted_points(document) and findings["prediction"],
-        "recommendation": recommendation,
-        "others": _other_strategies(findings),
-        "chosen": _chosen(tiers, recommendation),
-        "judged": charts.judged,
-        "judged_cost_usd": charts.judged_cost_usd,
         "records": records,
-        "tiers": tiers,
-        "charts": _charts(document, tiers),
-        "timelines": _timelines(document),
-        "figure_groups": _figure_groups(tiers),
+        "timelines": [] if document.get("kind") in _WITHOUT_TIMELINES else _timelines(document),
         "columns": _columns(records),
-        "rejected": findings.get("rejected") or [],
-        "not_measured": _reasons(tiers, records),
+        "not_measured": pages.reasons(document) + _reasons(tiers, records),
         "callouts": callouts,
         "more_callouts": more_callouts,
         "facts": _facts(document),
@@ -71,14 +72,33 @@ def render(document: dict[str, Any]) -> str:
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
         "style": _asset("page.css"),
         "figures": figures,
+        **of_kind(document),
     }
-    template = _templates().get_template("page.html.j2")
+    template = _templates().get_template(name)
     for rows in _ROWS:
         # Lone surrogates, which a function may return, are no text that a file could hold.
         page = template.render(facts, shown=records[:rows]).encode("utf-8", "replace")
         if len(page) < MAX_PAGE_BYTES:
             break
     return page.decode("utf-8")
+
+
+def _of_sweep(document: dict[str, Any]) -> dict[str, Any]:
+    findings = document.get("findings") or {}
+    recommendation = findings.get("recommendation") or {}
+    tiers = charts.tiers_of(document)
+    return {
+        "prediction": charts.predicted_points(document) and findings["prediction"],
+        "recommendation": recommendation,
+        "others": _other_strategies(findings),
+        "chosen": _chosen(tiers, recommendation),
+        "judged": charts.judged,
+        "judged_cost_usd": charts.judged_cost_usd,
+        "tiers": tiers,
+        "charts": _charts(document, tiers),
+        "figure_groups": _figure_groups(tiers),
+        "rejected": findings.get("rejected") or [],
+    }
 
 
 @cache
@@ -121,6 +141,7 @@ def _embedded(document: dict[str, Any]) -> _Embedded:
     if len(packed) <= _MAX_PACKED_JSON:
         return _Embedded(text=packed, encoding="gzip+base64")
     records = document.get("invocations") or []
+    document = _with_thinned_timeline(document)
     lean = [{name: value for name, value in one.items() if name not in _BULKY} for one in records]
     packed = _packed(_json({**document, "invocations": lean}))
     left_out = "without " + ", ".join(_BULKY)
@@ -136,6 +157,15 @@ def _embedded(document: dict[str, Any]) -> _Embedded:
     ]
     packed = _packed(_json({**document, "invocations": rounded}))
     return _Embedded(text=packed, encoding="gzip+base64", left_out=f"{left_out}, times rounded to 0.0001 ms")
+
+
+def _with_thinned_timeline(document: dict[str, Any]) -> dict[str, Any]:
+    """A kill's samples as its chart draws them; the document itself where there are no more than that."""
+    story, samples = oom.kill(document), oom.timeline(document)
+    if len(samples) <= oom.MAX_SAMPLES:
+        return document
+    thinned = {**story, "timeline": oom.thinned(samples)}
+    return {**document, "findings": {**document["findings"], "kill": thinned}}
 
 
 def _json(found: dict[str, Any]) -> str:
@@ -199,7 +229,7 @@ def _figure_groups(tiers: list[charts.Tier]) -> list[dict[str, Any]]:
 
     def stats(field: str, label: str) -> list[Row]:
         def part(name: str) -> Callable[[charts.Tier], str]:
-            return lambda one: _stat(one.get(field), name)
+            return lambda one: statistic(one.get(field), name)
 
         def interval(low: str, high: str) -> Callable[[charts.Tier], str]:
             return lambda one: _stat_interval(one.get(field), low, high)
@@ -218,7 +248,7 @@ def _figure_groups(tiers: list[charts.Tier]) -> list[dict[str, Any]]:
     def inside(outer: str, field: str, name: str = "mean") -> Callable[[charts.Tier], str]:
         def cell(one: charts.Tier) -> str:
             found = one.get(outer)
-            return NO_SUCH_THING if not found else _stat(found.get(field), name)
+            return NO_SUCH_THING if not found else statistic(found.get(field), name)
 
         return cell
 
@@ -269,20 +299,8 @@ def _figure_groups(tiers: list[charts.Tier]) -> list[dict[str, Any]]:
             row("duration without it, median", inside("steady", "duration_ms", "p50")),
             row("a million without it", of("steady", "cost_usd_per_invocation", figures.per_million)),
         ),
-        group("Outcomes", plain("outcomes", "of all invocations", _counts)),
+        group("Outcomes", plain("outcomes", "of all invocations", counts)),
     ]
-
-
-TOO_FEW = "too few"
-"""In a cell whose figure would need more invocations than were made."""
-NO_SUCH_THING = "-"
-"""In a cell whose value is null because there was nothing to measure: no init in a warm invocation, say."""
-
-
-def _stat(stats: dict[str, Any] | None, name: str) -> str:
-    if not stats:
-        return figures.NOT_MEASURED
-    return TOO_FEW if stats.get(name) is None else figures.duration(stats[name])
 
 
 def _stat_interval(stats: dict[str, Any] | None, low: str, high: str) -> str:
@@ -295,12 +313,6 @@ def _stat_interval(stats: dict[str, Any] | None, low: str, high: str) -> str:
 
 def _text(found: str | None) -> str:
     return figures.NOT_MEASURED if found is None else found
-
-
-def _counts(found: dict[str, int] | None) -> str:
-    return (
-        ", ".join(f"{number} {figures.words(name)}" for name, number in (found or {}).items()) or figures.NOT_MEASURED
-    )
 
 
 def _columns(records: list[charts.Record]) -> list[tuple[str, Callable[[charts.Record], str]]]:
@@ -373,6 +385,8 @@ def _callouts(document: dict[str, Any]) -> tuple[list[Warned], list[Warned]]:
     findings = document.get("findings") or {}
     chosen = _warnings((findings.get("recommendation") or {}).get("warnings"))
     rest = [one for one in _warnings(findings.get("warnings")) if one not in chosen]
+    if document.get("kind") in _PAGES:
+        chosen, rest = [*chosen, *rest, *(Warned(sentence=one) for one in pages.notes(document))], []
     # That the host could not grant what Lambda grants concerns every comparison between sizes.
     first = chosen + [one for one in rest if one.kind == "host_too_few_cpus"]
     state = document.get("state")
