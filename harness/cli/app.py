@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from harness.cli import clean, cost, doctor, images, invoke, runs, sweep, warm
+from harness.cli import clean, cost, doctor, images, invoke, leak, load, oom, runs, sweep, warm
 
 app = typer.Typer(
     name="lambda-harness",
@@ -20,6 +20,9 @@ app.add_typer(images.app, name="images")
 app.command("invoke")(invoke.invoke)
 app.command("warm")(warm.warm)
 app.command("sweep")(sweep.sweep)
+app.command("leak")(leak.leak)
+app.command("oom")(oom.oom)
+app.command("load")(load.load)
 app.command("cost")(cost.cost)
 app.add_typer(runs.app, name="runs")
 app.command("clean")(clean.clean)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli import options, talk
+from harness.cli import memory_watch, options, talk
 
 if TYPE_CHECKING:
     from harness.invocation import Invocation
@@ -20,6 +20,7 @@ def invoke(
     invocations: Annotated[int, typer.Option("-n", "--invocations", min=1, help="How many, one after the other.")] = 1,
     gap: options.Gap = 0.0,
     no_freeze: options.NoFreeze = False,
+    warn_at: memory_watch.WarnAt = None,
     runtime: options.Runtime = None,
     handler: options.Handler = None,
     timeout: options.Timeout = None,
@@ -67,6 +68,7 @@ def invoke(
                 records.append(record)
                 if not as_json:
                     _show(record, progress, first=len(records) == 1)
+                memory_watch.warn(warn_at, len(records), record)
                 progress(f"invoking {found.name}, {len(records) + 1} of {invocations}")
             host = stand.host
     if as_json:

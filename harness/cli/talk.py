@@ -88,6 +88,8 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=1)
         self.clear()
 
     def __call__(self, what: str, *, keep_clock: bool = False) -> None:

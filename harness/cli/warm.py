@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli import options, talk
+from harness.cli import memory_watch, options, talk
 
 if TYPE_CHECKING:
     from harness.invocation import Invocation
@@ -19,6 +19,7 @@ def warm(
     invocations: Annotated[int, typer.Option("-n", "--invocations", min=2, help="How many, in one sandbox.")] = 3,
     gap: options.Gap = 0.0,
     no_freeze: options.NoFreeze = False,
+    warn_at: memory_watch.WarnAt = None,
     runtime: options.Runtime = None,
     handler: options.Handler = None,
     timeout: options.Timeout = None,
@@ -65,6 +66,7 @@ def warm(
                 progress.clear()
                 if not as_json:
                     talk.note(record.report)
+                memory_watch.warn(warn_at, len(records), record)
                 progress(f"invoking {found.name}, {len(records) + 1} of {invocations}")
             host = stand.host
     findings = analysis.findings(records)

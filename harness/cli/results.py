@@ -1,0 +1,46 @@
+"""What commands do with the document of an experiment: show it, and write the report that was asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from harness.cli import talk
+
+Report = Annotated[Path | None, typer.Option("--report", help="Write a report: .html, .png, .svg, .csv or .json.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing report.")]
+
+
+def check(report: Path | None, *, force: bool) -> None:
+    """Refuse a report that could not be written, before the minutes of measuring and not after."""
+    if report is not None:
+        from harness.reports import export
+
+        export.check_target(report, force=force)
+
+
+def write(document: dict[str, Any], report: Path | None, *, force: bool) -> None:
+    """Write the report, if one was asked for."""
+    if report is not None:
+        from harness.reports import export
+
+        export.write(document, report, force=force)
+        talk.note(f"report: {report}")
+
+
+def show(document: dict[str, Any], *, as_json: bool) -> None:
+    """The document on stdout: as JSON, or as the report of its kind for people. A kind without one is JSON."""
+    from harness.reports import terminal
+
+    shown = {"sweep": terminal.sweep, "leak": terminal.leak, "oom": terminal.oom, "load": terminal.load}
+    kind = document["kind"]
+    if as_json or kind not in shown:
+        talk.emit(document)
+        return
+    shown[kind](document, talk.console())
+    if document.get("run_id"):
+        talk.note(
+            f"run {document['run_id']}: 'lambda-harness runs export {document['run_id']} --out FILE.html' for pictures"
+        )
