@@ -39,7 +39,8 @@ browser:
 test: images browser
 	@rm -f .coverage .coverage.*
 	@status=0; \
-	$(BIN)/coverage run -m pytest $(PYTEST_ARGS) tests/unit tests/engine || status=$$?; \
+	$(BIN)/coverage run -m pytest -n 2 --dist worksteal $(PYTEST_ARGS) tests/unit tests/reports || status=$$?; \
+	$(BIN)/coverage run -m pytest $(PYTEST_ARGS) tests/engine || status=$$?; \
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report || [ $$status -ne 0 ] || status=1; \
 	exit $$status
 

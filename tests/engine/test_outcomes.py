@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+from conftest import invoke
 
-from harness.errors import HarnessError
+from harness.errors import EngineError, HarnessError
 from harness.invocation import Outcome, PhaseInit
 from harness.lifecycle import ShutDown
 from harness.sandbox import Sandbox
-from tests.engine.conftest import invoke
 
 if TYPE_CHECKING:
-    from tests.engine.conftest import Lab
+    from conftest import Lab
 
 PROBE = """
     import os, sys, time
@@ -255,7 +256,6 @@ def test_a_function_may_close_its_output(lab: Lab, vantage: str) -> None:
     """
     with lab.sandbox(source, vantage=vantage) as sandbox:
         assert invoke(sandbox).response == "silent"
-        assert invoke(sandbox).response == "silent" or True
 
 
 def test_forged_log_lines_change_nothing(lab: Lab, vantage: str) -> None:
@@ -309,19 +309,15 @@ def test_a_container_that_someone_removes_in_the_middle_is_an_engine_error_on_th
         assert found.duration_ms is None
         assert found.billed_ms is None
         assert isinstance(sandbox.phase, ShutDown)
-    assert lab.containers() == set()
+        assert f"lambda-harness-{sandbox.id}" not in lab.containers()
 
 
 def test_a_container_that_is_gone_at_the_next_invocation_is_said_plainly(lab: Lab, vantage: str) -> None:
     with lab.sandbox("def handler(event, context): return 1", vantage=vantage) as sandbox:
         invoke(sandbox)
         lab.engine.docker.containers.get(f"lambda-harness-{sandbox.id}").remove(force=True)
-        try:
-            found = invoke(sandbox)
-        except HarnessError as error:
-            assert error.exit_code == 4
-        else:
-            assert found.outcome is Outcome.ENGINE_ERROR
+        with contextlib.suppress(EngineError):  # either is an answer; a hang or a traceback is none
+            assert invoke(sandbox).outcome is Outcome.ENGINE_ERROR
 
 
 def test_a_second_request_is_refused_and_the_first_one_is_not_disturbed(lab: Lab, host: str) -> None:

@@ -13,14 +13,15 @@ from pathlib import Path
 
 import pytest
 import typer
+from fakes import NO_ENGINE
+from fakes import no_engine as no_engine  # noqa: PLC0414  # a fixture
+from test_invocation import record
 
 from harness import __main__ as entry
 from harness.cli import options, talk
 from harness.cli.invoke import details
-from harness.errors import UsageError
+from harness.errors import Interrupted, UsageError
 from harness.invocation import Outcome
-from tests.conftest import NO_ENGINE
-from tests.unit.test_invocation import record
 
 # The engine's SDK leaves its socket to the garbage collector when nobody answers.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -111,8 +112,8 @@ def test_a_bug_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch, code: list
 @pytest.mark.parametrize(
     ("raised", "exit_code", "said"),
     [
-        (entry._Signalled(signal.SIGINT), 130, "interrupted"),
-        (entry._Signalled(signal.SIGTERM), 143, "terminated"),
+        (Interrupted(signal.SIGINT), 130, "interrupted"),
+        (Interrupted(signal.SIGTERM), 143, "terminated"),
         (KeyboardInterrupt(), 130, ""),
         (typer.Abort(), 130, ""),
     ],
@@ -138,10 +139,10 @@ def test_an_interruption_has_its_own_exit_code(
 def test_a_second_signal_does_not_disturb_the_tidying_up() -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     try:
-        with pytest.raises(entry._Signalled):
+        with pytest.raises(Interrupted):
             entry._on_signal(signal.SIGTERM, None)
         assert signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
-        with pytest.raises(entry._Signalled):
+        with pytest.raises(Interrupted):
             entry._on_signal(signal.SIGINT, None)
     finally:
         signal.signal(signal.SIGINT, before[0])

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import docker.errors
 import pytest
 import requests.exceptions
+from fakes import no_engine as no_engine  # noqa: PLC0414  # a fixture
 
-from harness.engine import client
-from harness.engine.client import Engine, owner, owner_is_gone, owner_labels, reap
+from harness import checkup
+from harness.engine import client, containers, relay_mount
+from harness.engine.client import Engine, EngineFacts, owner, owner_is_gone, owner_labels, reap
+from harness.engine.containers import Container, ContainerSpec, Listed
 from harness.engine.entrypoint import command_for
-from harness.errors import EngineError
+from harness.errors import EngineError, SandboxGone
 
 
 def test_this_process_is_not_gone_and_one_that_ended_is() -> None:
@@ -25,7 +31,9 @@ def test_this_process_is_not_gone_and_one_that_ended_is() -> None:
     assert owner_is_gone(ended)
 
 
-@pytest.mark.parametrize("text", ["", "1", "x:1.00:", f"{os.getpid()}:1.00:another-boot"])
+@pytest.mark.parametrize(
+    "text", ["", "1", "x:1.00:", f"{os.getpid()}:1.00:another-boot"], ids=["empty", "half", "word", "boot"]
+)
 def test_a_label_that_names_no_living_process_means_gone(text: str) -> None:
     assert owner_is_gone(text)
 
@@ -95,14 +103,14 @@ class Item:
         self.calls.append("remove")
 
 
-def engine_with(containers: list[Item], volumes: list[Item]) -> Any:
+def engine_with(items: list[Item], volumes: list[Item]) -> Any:
     def inspect(name: str) -> dict[str, Any]:
-        found = next(each for each in containers if each.name == name)
+        found = next(each for each in items if each.name == name)
         return {"State": {"Pid": 42, "Paused": found.paused}}
 
     engine = Engine()
     engine._local.client = SimpleNamespace(
-        containers=SimpleNamespace(list=lambda **_: containers),
+        containers=SimpleNamespace(list=lambda **_: items),
         volumes=SimpleNamespace(list=lambda **_: volumes),
         api=SimpleNamespace(inspect_container=inspect),
     )
@@ -154,3 +162,172 @@ def test_the_rie_is_put_in_front_where_an_image_does_not_start_it(
     image = SimpleNamespace(attrs={"Config": config})
     engine._local.client = SimpleNamespace(images=SimpleNamespace(get=lambda _: image))
     assert command_for(engine, "image", handler, "/rie") == expected
+
+
+# -- what one container's engine answers --------------------------------------------------------------------------------
+
+
+def container(**answers: Any) -> Container:
+    engine = Engine()
+    engine._local.client = SimpleNamespace(api=SimpleNamespace(**answers))
+    spec = ContainerSpec(
+        name="probe",
+        image="image",
+        command=(),
+        entrypoint=None,
+        environment={},
+        labels={},
+        cpuset="0",
+        memory_bytes=1,
+        publish=True,
+    )
+    return Container(engine, spec)
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def call(*_: object, **__: object) -> Any:
+        raise error
+
+    return call
+
+
+def test_processes_are_listed_with_threads_where_ps_knows_them() -> None:
+    found = container(top=lambda name, arguments: {"Processes": [["7", "26552", "9"]]}).processes()
+    assert found == {7: Listed(rss_bytes=26552 * 1024, threads=9)}
+
+
+def test_a_ps_that_does_not_know_threads_is_asked_without_them() -> None:
+    def top(name: str, arguments: str) -> dict[str, Any]:
+        if "nlwp" in arguments:
+            raise refused()
+        return {"Processes": [["7", "100"]]}
+
+    assert container(top=top).processes() == {7: Listed(rss_bytes=102400, threads=None)}
+
+
+@pytest.mark.parametrize("answer", [{"Processes": [["7", "1.2m", "1"]]}, {"Processes": [["7"]]}])
+def test_a_list_in_another_form_is_no_list(answer: dict[str, Any]) -> None:
+    assert container(top=lambda *_: answer).processes() is None
+    assert container(top=raising(refused())).processes() is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (raising(docker.errors.NotFound("gone")), "was removed by someone else"),
+        (raising(requests.exceptions.ConnectionError("cut")), "the engine went away while probe was running: cut"),
+        (lambda _: {"State": {"Running": False, "ExitCode": 137}}, "ended with exit code 137"),
+        (lambda _: {"State": {"Running": True, "ExitCode": 0}}, "does not answer"),
+    ],
+)
+def test_why_a_container_is_gone(monkeypatch: pytest.MonkeyPatch, answer: Callable[..., Any], said: str) -> None:
+    monkeypatch.setattr(containers, "_NOTICE_S", 0.0)
+    assert said in str(container(inspect_container=answer).why_gone())
+    with pytest.raises(SandboxGone, match=said):
+        container(inspect_container=answer, top=raising(docker.errors.NotFound("gone"))).processes()
+
+
+def test_a_container_that_ends_at_once_is_told_with_its_exit_code() -> None:
+    state = {"State": {"Running": False, "ExitCode": 142, "Error": ""}}
+    with pytest.raises(EngineError, match="exit code 142"):
+        container(start=lambda _: None, inspect_container=lambda _: state).start()
+
+
+@pytest.mark.parametrize(
+    ("network", "address"),
+    [
+        ({"IPAddress": "172.17.0.2"}, "172.17.0.2:8080"),
+        ({"IPAddress": "", "Networks": {"podman": {"IPAddress": "10.88.0.2"}}}, "10.88.0.2:8080"),
+    ],
+)
+def test_the_rie_is_found_on_whatever_bridge_there_is(network: dict[str, Any], address: str) -> None:
+    found = container(
+        start=lambda _: None,
+        inspect_container=lambda _: {"State": {"Running": True, "Pid": 7}, "NetworkSettings": network},
+    )
+    found.spec = dataclasses.replace(found.spec, publish=False)
+    found.start()
+    assert (found.address, found.pid) == (address, 7)
+
+
+def test_a_container_without_an_address_is_refused() -> None:
+    found = container(
+        start=lambda _: None,
+        inspect_container=lambda _: {"State": {"Running": True, "Pid": 7}, "NetworkSettings": {}},
+    )
+    found.spec = dataclasses.replace(found.spec, publish=False)
+    with pytest.raises(EngineError, match="no address"):
+        found.start()
+
+
+def test_an_image_without_a_shell_is_said_so() -> None:
+    found = container(
+        exec_create=lambda *_: {"Id": "1"},
+        exec_start=lambda _: b"no such file",
+        exec_inspect=lambda _: {"ExitCode": 127},
+    )
+    with pytest.raises(EngineError, match="/bin/sh cannot be run in image image: no such file"):
+        found.execute(["/bin/sh"])
+
+
+def test_whether_a_container_runs() -> None:
+    assert container(inspect_container=lambda _: {"State": {"Running": True}}).running()
+    assert not container(inspect_container=raising(docker.errors.NotFound("gone"))).running()
+
+
+# -- the doctor's judgements, and the files before the RIE ---------------------------------------------------------------
+
+
+def facts(**changes: Any) -> EngineFacts:
+    known: dict[str, Any] = {
+        "name": "Engine",
+        "version": "1",
+        "api_version": "1.41",
+        "cgroup_version": 2,
+        "cgroup_driver": "systemd",
+        "kernel": "another",
+        "architecture": "x86_64",
+        "cpus": 8,
+        "memory_bytes": 8 << 30,
+        "operating_system": "Linux",
+        "rootless": False,
+    }
+    return EngineFacts(**(known | changes))
+
+
+@pytest.mark.parametrize(
+    ("cpus", "mark", "said"),
+    [
+        (8, "ok  ", "enough for every"),
+        (2, "less", "up to 3008 MB"),
+        (4, "less", "up to 7076 MB"),
+        (1, "less", "not boosted"),
+    ],
+)
+def test_the_doctor_says_up_to_which_memory_size_the_cpus_suffice(cpus: int, mark: str, said: str) -> None:
+    found = checkup._cpus(facts(cpus=cpus))
+    assert found.mark == mark
+    assert said in found.found
+    assert not found.fatal
+
+
+def test_the_doctor_says_what_vantage_api_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "another kernel" in checkup._vantage(facts(), "api").found
+    assert checkup._hz("api").found == "unknown"
+    (tmp,) = checkup._tmp("api")
+    assert tmp.as_dict()["mark"] == "less"
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    (tmp,) = checkup._tmp("host")
+    assert "mkfs.ext4, losetup, mount is missing" in tmp.found
+
+
+def test_the_files_before_the_rie_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rie = tmp_path / "aws-lambda-rie-1"
+    rie.write_bytes(b"binary")
+    monkeypatch.setattr("harness.engine.parts.rie_binary", lambda _: rie)
+    found = relay_mount.directory("x86_64")
+    assert {each.name for each in found.iterdir()} == {"rie", "aws-lambda-rie", "bootstrap"}
+    assert all(each.stat().st_mode & 0o777 == 0o755 for each in found.iterdir())
+    made_at = found.stat().st_ino
+    assert relay_mount.directory("x86_64").stat().st_ino == made_at
+    assert [each.name for each in tmp_path.glob("relay-new-*")] == []

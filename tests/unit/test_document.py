@@ -6,10 +6,11 @@ import datetime
 import json
 from pathlib import Path
 
+from fakes import function
+from test_invocation import record
+
 from harness import document
 from harness.function import ImageCode, InlineCode
-from tests.unit.fakes import function
-from tests.unit.test_invocation import record
 
 
 def test_a_document_says_what_it_is_and_when() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import datetime
 import re
 
+from fakes import function
+
 from harness import environment
 from harness.function import RESERVED_ENVIRONMENT
-from tests.unit.fakes import function
 
 
 def variables(**changes: object) -> dict[str, str]:

@@ -21,7 +21,6 @@ EXIT_CODES = {
     "OutOfMemory": 7,
     "ThresholdNotMet": 8,
     "NotMeasurable": 9,
-    "Interrupted": 130,
 }
 
 

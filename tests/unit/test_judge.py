@@ -284,11 +284,3 @@ def test_an_error_whose_runtime_then_exits_is_still_the_function_s() -> None:
     found = verdict(exchange(event_ns=2, reply="error", error_body=ERROR, exits=["exit status 1"]), EXIT, status=502)
     assert found.outcome is Outcome.FUNCTION_ERROR
     assert found.payload == ERROR
-
-
-def test_the_size_of_a_refused_response_is_named_where_it_is_known() -> None:
-    found = verdict(exchange(event_ns=2, reply="response", reply_status=413, reply_bytes=7_000_002))
-    assert (
-        found.error_message
-        == "Response payload size (7000002 bytes) exceeded maximum allowed payload size (6291556 bytes)."
-    )

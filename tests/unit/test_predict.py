@@ -172,3 +172,11 @@ def test_what_cannot_be_predicted_from_is_refused() -> None:
         predict(cpu(1), [])
     with pytest.raises(InvalidInput, match="HZ is 0"):
         host_scheduler(0)
+
+
+def test_a_throttled_tier_shows_several_threads_where_its_cpu_exceeds_the_duration() -> None:
+    # Two threads of 170 ms each at 3008 MB: 1.7 vCPUs, so both are stopped for 15 % of 200 ms.
+    found = work_of(cpu_ms=340.0, duration_ms=200.0, throttled_ms=60.0, memory_mb=3008)
+    assert found.parallelism == 2
+    assert found.parallel_cpu_ms == pytest.approx(340.0)
+    assert found.serial_cpu_ms == pytest.approx(0.0)

@@ -5,14 +5,25 @@ from __future__ import annotations
 import http.server
 import itertools
 import threading
+import time
 from collections.abc import Iterator
 
-import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.rie import INVOCATION_PATH, Answer, Frames, Lines, LogLine, Output, RieClient, Said, parse_log
+from harness.rie import (
+    INVOCATION_PATH,
+    Answer,
+    Frames,
+    Lines,
+    LogLine,
+    Output,
+    RieClient,
+    RieGoneError,
+    Said,
+    parse_log,
+)
 
 ID = "974c1c1e-b7bf-4c10-8535-ee9880142f93"
 OTHER = "baf1c48b-252f-40c3-8862-34d8576d9fdc"
@@ -154,6 +165,13 @@ def test_even_a_perfect_forgery_of_end_is_output_when_no_report_follows() -> Non
     assert output.ended
 
 
+def test_an_end_and_a_report_of_different_requests_are_no_pair() -> None:
+    other = f"END RequestId: {OTHER}\n".encode()
+    output, given_out = run(START, other, REPORT, b"after\n", END, REPORT)
+    assert given_out == other + REPORT + b"after\n"
+    assert output.ended
+
+
 def test_a_second_start_is_the_function_s() -> None:
     _, given_out = run(START, START, END, REPORT)
     assert given_out == START
@@ -201,15 +219,22 @@ def rie() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             seen.append((self.path, body))
+            if body == b'"wait"':
+                time.sleep(0.1)
             self.send_response(502 if body == b'"bad"' else 200)
             self.send_header("content-length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
 
+        def do_GET(self) -> None:
+            self.send_response(404)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
         def log_message(self, *_: object) -> None: ...
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield f"127.0.0.1:{server.server_address[1]}", seen
     server.shutdown()
@@ -232,8 +257,26 @@ def test_a_request_is_posted_where_the_rie_listens(
     assert rie[1] == [(INVOCATION_PATH, b'{"a": 1}'), (INVOCATION_PATH, b'"bad"')]
 
 
-def test_a_rie_that_is_not_there_is_an_error_of_httpx() -> None:
+def test_a_rie_that_is_not_there_or_hangs_up_is_gone() -> None:
     client = RieClient("127.0.0.1:9")
-    with pytest.raises(httpx.HTTPError):
+    with pytest.raises(RieGoneError):
         client.invoke(b"{}", timeout_s=1)
+    with pytest.raises(RieGoneError, match="does not listen"):
+        client.wait_until_ready(0.01)
     client.close()
+
+
+def test_an_answer_may_take_longer_than_a_connection(rie: tuple[str, list[tuple[str, bytes]]]) -> None:
+    client = RieClient(rie[0])
+    client._connection.timeout = 0.01  # what a connection may take
+    client.invoke(b'"wait"', timeout_s=10)
+    client._connection.close()  # a server may hang up between requests
+    assert client.invoke(b'"wait"', timeout_s=10).body == b'"wait"'
+    client.close()
+
+
+def test_waiting_for_the_rie_begins_no_invocation(rie: tuple[str, list[tuple[str, bytes]]]) -> None:
+    client = RieClient(rie[0])
+    client.wait_until_ready(5)
+    client.close()
+    assert rie[1] == []

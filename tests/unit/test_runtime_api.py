@@ -124,7 +124,7 @@ def test_a_refused_response_is_seen_by_its_status() -> None:
     for piece in feed(post(f"invocation/{ID}/response", body), list(range(0, 2000, 500))):
         assert relay.from_runtime(piece) == piece
     assert relay.from_rie(TOO_LARGE) == TOO_LARGE
-    ((kind, status, kept),) = seen.calls  # type: ignore[misc]
+    ((kind, status, kept),) = [call for call in seen.calls if isinstance(call, tuple)]
     assert (kind, status) == ("response", 413)
     assert 0 < len(kept) <= 256 * 1024, "a response of any size is not kept whole"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -160,7 +161,7 @@ def test_a_process_that_ended_but_was_not_waited_for_is_not_alive() -> None:
     ("error", "state"),
     [
         (KeyboardInterrupt(), RunState.INTERRUPTED),
-        (Interrupted("stopped"), RunState.INTERRUPTED),
+        (Interrupted(signal.SIGTERM), RunState.INTERRUPTED),
         (ValueError("broken"), RunState.FAILED),
         (None, RunState.COMPLETE),
     ],

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from test_invocation import record
 
 from harness.analysis import warm
 from harness.cli.warm import side_by_side
 from harness.invocation import Invocation
-from tests.unit.test_invocation import record
 
 
 def runs(*responses: Any) -> list[Invocation]:

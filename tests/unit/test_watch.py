@@ -22,6 +22,7 @@ END = (
     f"END RequestId: {ID}\nREPORT RequestId: {ID}\tDuration: 1.00 ms\tBilled Duration: 1 ms\tMemory Size: 1 MB\t"
     "Max Memory Used: 1 MB\t\n"
 )
+INITIALISED = ("INIT START(type: on-demand, phase: init)", "INIT RTDONE(status: success)")
 
 
 def until(condition: Callable[[], object], what: str) -> None:
@@ -42,10 +43,10 @@ class Bench:
     trouble: Exception | None = None
 
     def __post_init__(self) -> None:
-        self.container, log = socket.socketpair()
+        self.container, self.log = socket.socketpair()
         self.watch = Watch(
             name="test",
-            log=log,
+            log=self.log,
             relay_pid=self.relay_pid,
             on_init_begun=lambda: self.calls.append("init begun"),
             on_init_done=self.init_done,
@@ -74,6 +75,7 @@ class Bench:
     def close(self) -> None:
         self.watch.stop()
         self.container.close()
+        self.log.close()
 
 
 @pytest.fixture
@@ -139,13 +141,13 @@ def test_an_init_that_failed_does_not_count_as_done(bench: Bench) -> None:
 
 def test_the_timeout_kills_the_runtime_once(bench: Bench) -> None:
     exchange = bench.expect(timeout_s=0.05)
-    bench.logs(f"INVOKE START(requestId: {ID})")
-    until(lambda: bench.calls, "the kill")
+    bench.logs(*INITIALISED, f"INVOKE START(requestId: {ID})")
+    until(lambda: "killed" in bench.calls, "the kill")
     assert exchange.overrun
     assert exchange.killed_ns is not None
     bench.logs("Process runtime-1 exited: signal: killed")
     until(lambda: exchange.exits, "the exit")
-    assert bench.calls == ["killed"]
+    assert bench.calls == ["init begun", "init done", "killed"]
 
 
 def test_a_warm_up_without_an_event_has_no_timeout(bench: Bench) -> None:
@@ -187,6 +189,54 @@ def test_a_crash_in_the_middle_of_a_line_loses_nothing(bench: Bench) -> None:
     bench.watch.finish(exchange)
     assert exchange.output.tail() == "half a li"
     assert bytes(bench.printed) == b"half a li"
+
+
+def test_once_the_answer_is_there_no_timeout_strikes(bench: Bench) -> None:
+    exchange = bench.expect(timeout_s=0.05)
+    exchange.answered_ns = time.monotonic_ns()
+    bench.logs(*INITIALISED, f"INVOKE START(requestId: {ID})", "Process runtime-1 exited: exit status 3")
+    until(lambda: exchange.exits, "the exit")
+    bench.watch.settle(exchange, timeout_s=0.1)
+    assert exchange.event_ns is not None
+    assert not exchange.overrun
+    assert "killed" not in bench.calls
+
+
+def test_the_rie_s_word_of_an_invocation_without_a_runtime_is_not_believed(bench: Bench) -> None:
+    exchange = bench.expect()
+    bench.logs(
+        "INIT START(type: on-demand, phase: init)",
+        "INIT RTDONE(status: error)",
+        "INIT START(type: on-demand, phase: invoke)",
+        "INIT REPORT(durationMs: 0.063000)",
+        f"INVOKE START(requestId: {ID})",
+    )
+    until(lambda: exchange.request_id, "the start")
+    assert exchange.event_ns is None
+
+
+def test_durations_are_the_rie_s_own_when_the_log_had_to_wait(bench: Bench) -> None:
+    exchange = bench.expect()
+    bench.logs(
+        "INIT START(type: on-demand, phase: invoke)",
+        "INIT RTDONE(status: success)",
+        "INIT REPORT(durationMs: 300.0)",
+        f"INVOKE START(requestId: {ID})",
+        "INVOKE RTDONE(status: success, produced bytes: 0, duration: 50.0ms)",
+    )
+    until(lambda: exchange.done_ns, "the end")
+    assert exchange.done_ns is not None
+    assert exchange.event_ns == exchange.done_ns - 50_000_000
+    assert exchange.init_begun_ns == exchange.event_ns - 300_000_000
+
+
+def test_a_suppressed_init_and_its_handler_share_one_timeout(bench: Bench) -> None:
+    exchange = bench.expect(timeout_s=60)
+    bench.logs("INIT START(type: on-demand, phase: invoke)", "INIT RTDONE(status: success)")
+    bench.logs(f"INVOKE START(requestId: {ID})")
+    until(lambda: exchange.event_ns, "the event")
+    assert exchange.init_begun_ns is not None
+    assert Watch._deadline_ns(exchange) == exchange.init_begun_ns + 60_000_000_000
 
 
 def test_waiting_for_the_log_ends_when_the_container_does(bench: Bench) -> None:
@@ -240,6 +290,7 @@ def test_memory_is_sampled_during_an_invocation_alone() -> None:
     try:
         assert not sampled.is_set()
         exchange = found.expect()
+        found.logs("INIT START(type: on-demand, phase: init)")
         assert sampled.wait(10)
         found.watch.finish(exchange)
     finally:
@@ -318,7 +369,7 @@ def test_the_quota_is_written_while_the_runtime_waits_for_its_first_event(relaye
 def test_the_deadline_is_counted_from_the_hand_over_of_the_event(relayed: Relayed) -> None:
     exchange = relayed.bench.expect(timeout_s=60)
     relayed.ask_next()
-    assert exchange.event_ns is None
+    assert vars(exchange)["event_ns"] is None
     before_ms = time.time() * 1000
     event = relayed.take_event().decode()
     headers = dict(line.split(": ", 1) for line in event.partition("\r\n\r\n")[0].splitlines()[1:])
@@ -334,7 +385,7 @@ def test_an_invocation_lasts_until_the_runtime_asks_for_the_next(relayed: Relaye
     relayed.take_event()
     relayed.post(f"invocation/{ID}/response", b"[1]")
     assert (exchange.reply, exchange.reply_status) == ("response", 202)
-    assert exchange.done_ns is None
+    assert vars(exchange)["done_ns"] is None
     relayed.ask_next()
     assert exchange.done_ns is not None
     assert relayed.bench.calls == ["init done"], "the second call for work is no init"

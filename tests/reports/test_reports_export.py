@@ -8,11 +8,19 @@ import json
 import math
 import statistics
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import pytest
 from test_reports_document import cost_usd, hostile_document, invoke_document, sweep_document
+from test_reports_labs_document import (
+    hostile_documents,
+    killed_leak_document,
+    leak_document,
+    load_document,
+    oom_document,
+    warm_document,
+)
 
 from harness.errors import InvalidInput, UsageError
 from harness.reports import export
@@ -39,6 +47,35 @@ def test_a_picture_file_needs_no_style_sheet(tmp_path: Path) -> None:
     assert "var(--" not in svg, "few viewers know CSS variables"
     for memory in ("128", "256", "512", "1024", "1769"):
         assert f">{memory}<" in svg
+
+
+@pytest.mark.parametrize(
+    ("make", "title"),
+    [
+        (leak_document, "thumbnails: memory after each warm invocation"),
+        (killed_leak_document, "thumbnails: memory after each warm invocation"),
+        (oom_document, "thumbnails: the kill at 307 MB"),
+        (lambda: oom_document(needs_mb=1), "thumbnails: the memory sizes that were tried"),
+        (load_document, "thumbnails: its sandboxes under load"),
+        (warm_document, "thumbnails: one sandbox at 512 MB"),
+    ],
+)
+def test_each_kind_has_a_picture_of_its_own(tmp_path: Path, make: Any, title: str) -> None:
+    document = make()
+    svg = export.write(document, tmp_path / "a.svg").read_text()
+    assert f">{title}<" in svg
+    assert "var(--" not in svg
+    ElementTree.fromstring(svg)  # noqa: S314 (made here)
+    assert export.write(document, tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads(export.write(document, tmp_path / "a.json").read_text()) == document
+    rows = list(csv.DictReader(io.StringIO(export.write(document, tmp_path / "a.csv").read_text())))
+    assert len(rows) == len(document["invocations"])
+
+
+def test_hostile_text_breaks_no_picture_of_any_kind(tmp_path: Path) -> None:
+    for at, document in enumerate(hostile_documents()):
+        root = ElementTree.fromstring(export.write(document, tmp_path / f"{at}.svg").read_text())  # noqa: S314
+        assert not [one for one in root.iter() if one.tag.endswith(("img", "image", "script"))]
 
 
 def test_a_hostile_name_does_not_break_a_picture(tmp_path: Path) -> None:
