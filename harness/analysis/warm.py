@@ -74,11 +74,7 @@ def _grew(values: Sequence[Any]) -> bool:
     known = [size for size in sizes if size is not None]
     if not all(a < b for a, b in pairwise(known)):
         return False
-    return all(
-        b[: len(a)] == a
-        for a, b in pairwise(values)
-        if isinstance(a, list) and isinstance(b, list)
-    )
+    return all(b[: len(a)] == a for a, b in pairwise(values) if isinstance(a, list) and isinstance(b, list))
 
 
 def shorten(value: Any, width: int = 40) -> str:
