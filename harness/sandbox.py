@@ -128,7 +128,7 @@ class ContainerCell:
             self._rie.wait_until_ready(_GRACE_S)
         except RieGoneError as error:
             raise self.gone(error) from error
-        self.reach = around.vantage.reach(container)
+        self.reach = around.vantage.reach(container, function.tmp_mb)
         self._undo.callback(self.reach.release)
         self.granted = self.reach.prepare(size, self._cpus)
         self._watch = Watch(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import socket
+import tarfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +20,29 @@ from harness.errors import EngineError, SandboxGone
 RIE_PORT = 8080
 _NOTICE_S = 2.0
 """How long the engine may take to notice that a container ended."""
+
+
+_ARCHIVE_CHUNK = 256 * 1024
+
+
+class _Readable(io.RawIOBase):
+    """An iterator of chunks as a file, for `tarfile`."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._kept = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        while size < 0 or len(self._kept) < size:
+            chunk = next(self._chunks, b"")
+            if not chunk:
+                break
+            self._kept += chunk
+        found, self._kept = (self._kept, b"") if size < 0 else (self._kept[:size], self._kept[size:])
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +248,25 @@ class Container:
             except ENGINE_FAILURES as error:
                 raise self.why_gone() from error
         return None
+
+    def tree_bytes(self, path: str, *, up_to: int) -> int | None:
+        """Bytes of the files below a path, counted until they exceed ``up_to``; None where the engine cannot read it.
+
+        The engine hands the files out as an archive, of a paused container too; nothing runs inside for it.
+        """
+        total = 0
+        try:
+            stream, _ = self._api.get_archive(self.id, path, chunk_size=_ARCHIVE_CHUNK)
+            with contextlib.closing(stream), tarfile.open(fileobj=_Readable(stream), mode="r|") as archive:
+                for member in archive:
+                    total += member.size if member.isreg() else 0
+                    if total > up_to:
+                        break
+        except ENGINE_FAILURES:
+            return None
+        except (tarfile.TarError, OSError):
+            return None
+        return total
 
     def oom_events(self, *, until_s: float) -> int:
         """How often the engine announced an out-of-memory kill in this container, up to this time of its own clock."""

@@ -64,6 +64,15 @@ class TmpVolume:
     note: str = ""
 
 
+def tmp_notes(tmp_bytes: int | None, size_mb: int) -> tuple[str, ...]:
+    """What is to be said where nothing limits /tmp, and what lies there was only counted."""
+    if tmp_bytes is None or tmp_bytes <= size_mb * 1024 * 1024:
+        return ()
+    return (
+        f"/tmp holds more than its {size_mb} MB: on Lambda a write had failed with ENOSPC (no space left on device)",
+    )
+
+
 class Reach(Protocol):
     """One running container, as seen from a vantage."""
 
@@ -111,8 +120,8 @@ class Vantage(Protocol):
     def tmp(self, size_mb: int, sandbox_id: str, work_dir: Path) -> TmpVolume:
         """Storage for a sandbox's /tmp, of exactly this size where the vantage allows."""
 
-    def reach(self, container: Container) -> Reach:
-        """The started container, reachable."""
+    def reach(self, container: Container, tmp_mb: int) -> Reach:
+        """The started container, reachable; ``tmp_mb`` is what its /tmp should hold at most."""
 
     def cpus(self) -> tuple[int, ...]:
         """The CPUs that sandboxes may use."""

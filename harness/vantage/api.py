@@ -19,10 +19,11 @@ from harness.engine.containers import Container
 from harness.errors import EngineError, LimitError
 from harness.invocation import PeakMethod
 from harness.tiers import CPU_PERIOD_US, Tier
-from harness.vantage import Granted, Observation, TmpVolume
+from harness.vantage import Granted, Observation, TmpVolume, tmp_notes
 
 _KIB = 1024
 _BLOCK = 4096
+_MIB = 1024 * 1024
 _NOTES = (
     "cpu_ms and throttled_ms include the RIE, and are not measured of a cold start nor without freezing",
     "peak_rss_bytes is what was resident after the response, a lower bound: the engine's API tells no process's peak",
@@ -53,8 +54,8 @@ class ApiVantage:
             note=f"/tmp is not limited to {size_mb} MB: the engine's API has no volumes of a given size",
         )
 
-    def reach(self, container: Container) -> ApiReach:
-        return ApiReach(container, self._facts)
+    def reach(self, container: Container, tmp_mb: int) -> ApiReach:
+        return ApiReach(container, self._facts, tmp_mb)
 
     def let_go(self, container_id: str, pid: int) -> None:
         """Nothing: the engine itself unpauses before it removes."""
@@ -80,8 +81,9 @@ class ApiReach:
 
     relay_pid = None
 
-    def __init__(self, container: Container, facts: EngineFacts) -> None:
+    def __init__(self, container: Container, facts: EngineFacts, tmp_mb: int) -> None:
         self._container = container
+        self._tmp_mb = tmp_mb
         self._facts = facts
         self._tier: Tier | None = None
         self._share_bytes = 0
@@ -157,6 +159,8 @@ class ApiReach:
         boosted, self._boosted, self._fresh = self._boosted, False, False
         self._before = now if self._paused else None
         found = self._processes(now)
+        found["tmp_bytes"] = self._container.tree_bytes("/tmp", up_to=self._tmp_mb * _MIB)
+        found["notes"] = tmp_notes(found["tmp_bytes"], self._tmp_mb)
         if before is None:
             return Observation(page_cache_bytes=now.page_cache_bytes, **found)
         largest = now.largest_usage_bytes

@@ -20,7 +20,7 @@ from harness.engine.containers import Container
 from harness.errors import HarnessError, LimitError
 from harness.invocation import PeakMethod
 from harness.tiers import CPU_PERIOD_US, Tier
-from harness.vantage import Granted, Observation, TmpVolume
+from harness.vantage import Granted, Observation, TmpVolume, tmp_notes
 
 _MIB = 1024 * 1024
 _BLOCK = 4096
@@ -59,8 +59,8 @@ class HostVantage:
         with contextlib.suppress(OSError, subprocess.CalledProcessError):
             _run("umount", "--lazy", str(point))
 
-    def reach(self, container: Container) -> HostReach:
-        return HostReach(container)
+    def reach(self, container: Container, tmp_mb: int) -> HostReach:
+        return HostReach(container, tmp_mb)
 
     def let_go(self, container_id: str, pid: int) -> None:  # noqa: ARG002  # the same call as on `api`
         if pid <= 0:
@@ -174,8 +174,10 @@ def _mount(image: Path, mount: Path) -> None:
 class HostReach:
     """See `harness.vantage.Reach`."""
 
-    def __init__(self, container: Container) -> None:
+    def __init__(self, container: Container, tmp_mb: int) -> None:
         self._container = container
+        self._tmp_mb = tmp_mb
+        self._tmp_is_own = procfs.tmp_is_own_filesystem(container.pid)
         self._rie_pid = container.pid
         self._cgroup = cgroup.open_cgroup(container.pid)
         self._tier: Tier | None = None
@@ -326,6 +328,9 @@ class HostReach:
         now = group.memory_now()
         after = {pid: found for pid in self._cgroup.runtime_processes() if (found := procfs.read(pid)) is not None}
         peak_rss, method = self._peak_rss(after)
+        # Where no disk could be made, /tmp is a directory: its file system's figures would be the host's.
+        own = self._tmp_is_own
+        tmp = procfs.tmp_bytes(self._rie_pid) if own else procfs.tmp_files_bytes(self._rie_pid)
         if peak_memory is not None and not self._peak_reset:
             peak_memory = None  # a mark that was not reset may be an earlier invocation's
         return Observation(
@@ -341,7 +346,8 @@ class HostReach:
             processes=len(after),
             threads=sum(each.threads for each in after.values()),
             open_files=_total(each.open_files for each in after.values()),
-            tmp_bytes=procfs.tmp_bytes(self._rie_pid),
+            tmp_bytes=tmp,
+            notes=() if own else tmp_notes(tmp, self._tmp_mb),
             oom_kills=None if kills is None else kills - self._oom_kills,
             memory_limit_bytes=self._tier.memory_bytes + self._share_bytes if self._tier else None,
         )

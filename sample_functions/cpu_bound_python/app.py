@@ -2,7 +2,7 @@
 
 import time
 
-ROUNDS = 1_000_000  # about 100 ms of CPU on a current server core
+ROUNDS = 1_000_000  # some 70 to 100 ms of CPU on a current server core
 
 
 def handler(event, context):

@@ -15,6 +15,7 @@ from harness.errors import EngineError
 from harness.invocation import Invocation, Outcome, PhaseInit
 from harness.sandbox import Sandbox
 from harness.stand import choose_vantage
+from harness.vantage import host as host_vantage
 from harness.vantage.host import HostReach
 
 if TYPE_CHECKING:
@@ -291,3 +292,27 @@ def test_an_engine_s_list_without_the_rie_is_no_list(lab: Lab, monkeypatch: pyte
     assert record.processes is None
     assert record.threads is None
     assert record.resident_after_bytes is None
+
+
+FILLS_TMP = """
+    def handler(event, context):
+        with open("/tmp/filled", "wb") as file:
+            for _ in range(event["mb"]):
+                file.write(bytes(1 << 20))
+"""
+
+
+def test_where_nothing_limits_tmp_it_is_counted_and_flagged(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_disk(*_: object) -> None:
+        raise OSError("no loop device")
+
+    monkeypatch.setattr(host_vantage, "_make_disk", no_disk)
+    for vantage in ("auto", "api"):
+        with lab.sandbox(FILLS_TMP, vantage=vantage, timeout_s=60, memory_mb=1769) as sandbox:
+            small, large = invoke(sandbox, mb=20), invoke(sandbox, mb=530)
+        assert small.tmp_bytes is not None, vantage
+        assert 20 * MIB <= small.tmp_bytes < 21 * MIB
+        assert not any("ENOSPC" in note for note in small.notes)
+        assert large.tmp_bytes is not None
+        assert large.tmp_bytes > 512 * MIB
+        assert any("ENOSPC" in note for note in large.notes)

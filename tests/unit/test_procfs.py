@@ -283,3 +283,15 @@ class TestThisKernel:
         assert after is not None
         assert before.open_files is not None
         assert after.open_files == before.open_files + 1
+
+
+def test_files_in_tmp_are_counted_once_each_and_links_are_not_followed(proc: Path) -> None:
+    tmp = proc / f"{RUNTIME}/root/tmp"
+    (tmp / "below").mkdir(parents=True)
+    (tmp / "below" / "file").write_bytes(b"x" * 100_000)
+    (tmp / "again").hardlink_to(tmp / "below" / "file")
+    (tmp / "link").symlink_to("/proc/self/exe")
+    found = procfs.tmp_files_bytes(RUNTIME, str(proc))
+    assert found is not None
+    assert 100_000 <= found < 120_000
+    assert procfs.tmp_files_bytes(999_999, str(proc)) is None
