@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 
 # What `make engine` installs on Debian and Ubuntu where no engine answers: the engine, and what makes Debian systems for
 # the images (Ubuntu knows Debian's keys only with the last one).
-APT_PACKAGES := ca-certificates docker.io mmdebstrap debian-archive-keyring
+APT_PACKAGES := ca-certificates docker.io e2fsprogs mmdebstrap mount debian-archive-keyring
 
 .DEFAULT_GOAL := help
 .PHONY: help venv engine images browser demo test lint clean

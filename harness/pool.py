@@ -190,11 +190,12 @@ class Pool:
             return
         with ThreadPoolExecutor(max_workers=_STARTS_AT_ONCE, thread_name_prefix="prepare") as starting:
             pending = [starting.submit(self._start, sandbox) for sandbox in wanted]
-        for sandbox, each in zip(wanted, pending, strict=True):
+        started = [sandbox for sandbox, each in zip(wanted, pending, strict=True) if each.exception() is None]
+        with self._changed:
+            self._prepared += len(started)
+            self._spare += started
+        for each in pending:
             each.result()
-            with self._changed:
-                self._prepared += 1
-                self._spare.append(sandbox)
 
     def throttled(self) -> Invocation:
         """The record of a request that found every sandbox busy, with Lambda's answer (HTTP status 429).

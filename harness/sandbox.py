@@ -27,7 +27,7 @@ from harness.function import Function, Laid
 from harness.invocation import Invocation, Outcome, PhaseInit, report_line
 from harness.judge import Verdict, judge
 from harness.rie import Answer, RieClient, RieGoneError
-from harness.tiers import CPU_PERIOD_US, Tier, billed_ms, tier
+from harness.tiers import Tier, billed_ms, tier
 from harness.vantage import Granted, Observation, Reach, Vantage
 from harness.watch import Exchange, Watch
 
@@ -78,9 +78,31 @@ class Surroundings:
     start: tuple[tuple[str, ...] | None, tuple[str, ...]]
     """Entrypoint and command of the containers, see `harness.engine.entrypoint`."""
     rie_version: str | None
+    cpus: CpuBoard
     on_output: Callable[[bytes], None] | None = None
     freeze: bool = True
     sample_s: float = 0.02
+
+
+class CpuBoard:
+    """Which CPUs the sandboxes of a command are pinned to: those that fewest others have. Safe to use from threads."""
+
+    def __init__(self, cpus: tuple[int, ...]) -> None:
+        self._held = dict.fromkeys(cpus, 0)
+        self._lock = threading.Lock()
+
+    def take(self, count: int) -> tuple[int, ...]:
+        """The ``count`` CPUs that are held least; all where there are fewer."""
+        with self._lock:
+            chosen = sorted(self._held, key=lambda cpu: (self._held[cpu], cpu))[:count]
+            for cpu in chosen:
+                self._held[cpu] += 1
+            return tuple(sorted(chosen))
+
+    def give_back(self, cpus: tuple[int, ...]) -> None:
+        with self._lock:
+            for cpu in cpus:
+                self._held[cpu] -= 1
 
 
 class ContainerCell:
@@ -91,10 +113,10 @@ class ContainerCell:
         function: Function,
         around: Surroundings,
         sandbox_id: str,
-        cpus: tuple[int, ...],
         extra_binds: Mapping[Path, str],
     ) -> None:
-        self._function, self._around, self._id, self._cpus = function, around, sandbox_id, cpus
+        self._function, self._around, self._id = function, around, sandbox_id
+        self._cpus: tuple[int, ...] = ()
         self._extra_binds = extra_binds
         self._undo = contextlib.ExitStack()
         self.granted: Granted
@@ -113,6 +135,8 @@ class ContainerCell:
 
     def _start(self) -> None:
         around, function, size = self._around, self._function, tier(self._function.memory_mb)
+        self._cpus = around.cpus.take(size.visible_vcpus)
+        self._undo.callback(around.cpus.give_back, self._cpus)
         volume = around.vantage.tmp(function.tmp_mb, self._id, around.work_dir)
         self._undo.callback(volume.discard)
         container = Container(around.engine, self._spec(size, volume.source))
@@ -197,13 +221,17 @@ class ContainerCell:
         return self._watch.expect(timeout_s=timeout_s, init_limit_s=init_limit_s)
 
     def request(self, event: bytes, *, timeout_s: float) -> Answer:
-        return self._rie.invoke(event, timeout_s=timeout_s)
+        answer = self._rie.invoke(event, timeout_s=timeout_s)
+        exchange = self._watch.current
+        if answer.status >= 500 and exchange is not None and not self._watch.relayed:
+            # Whether the event was handed over stands in the log alone, and that may lag behind the answer.
+            self._watch.settle(exchange, timeout_s=_LOG_PATIENCE_S)
+        return answer
 
     def settle(self, exchange: Exchange) -> None:
-        # After a crash the RIE prints no END line.
-        self._watch.settle(
-            exchange, timeout_s=_LOG_PATIENCE_S if exchange.done_ns is not None else _LOG_PATIENCE_S / 10
-        )
+        # After a crash the RIE prints no END line. Without the relay it is the log that tells whether there was one.
+        crashed = exchange.done_ns is None and (self._watch.relayed or bool(exchange.exits))
+        self._watch.settle(exchange, timeout_s=_LOG_PATIENCE_S / 10 if crashed else _LOG_PATIENCE_S)
         self._watch.finish(exchange)
         self._check_watch()
 
@@ -237,8 +265,8 @@ class _Timing:
 class Sandbox:
     """One execution environment. A context manager: on leaving it is shut down.
 
-    Raises `EngineError` where the engine fails, `SandboxGone` when the container disappears between invocations. What
-    goes wrong during an invocation is on its record.
+    Starting raises `EngineError` where the engine fails. What goes wrong in an invocation, a container that is gone
+    included, is on its record.
     """
 
     def __init__(
@@ -253,17 +281,13 @@ class Sandbox:
         self.function = function
         self._around = around
         self._tier = tier(function.memory_mb)
-        self._cell = cell or ContainerCell(function, around, self.id, self._choose_cpus(), extra_binds or {})
+        self._cell = cell or ContainerCell(function, around, self.id, extra_binds or {})
         self._phase: lifecycle.Phase = lifecycle.Created()
         self._lock = threading.Lock()
         self._sequence = 0
         self._largest_peak = 0
         self._out_of_memory = False
         self._frozen_ns = 0
-
-    def _choose_cpus(self) -> tuple[int, ...]:
-        cpus = self._around.vantage.cpus()
-        return cpus[: self._tier.visible_vcpus]
 
     @property
     def phase(self) -> lifecycle.Phase:
@@ -414,8 +438,8 @@ class Sandbox:
             client_ms=timing.client_ms,
             vantage=around.vantage.name,
             cgroup_version=granted.cgroup_version if granted else None,
-            cpu_quota_us=granted.cpu_quota_us if granted else self._tier.cpu_quota_us,
-            cpu_period_us=granted.cpu_period_us if granted else CPU_PERIOD_US,
+            cpu_quota_us=granted.cpu_quota_us if granted else None,
+            cpu_period_us=granted.cpu_period_us if granted else None,
             cpuset=granted.cpuset if granted else None,
             memory_limit_bytes=limit or (granted.memory_limit_bytes if granted else None),
             cpu_capped=granted.cpu_capped if granted else False,

@@ -23,7 +23,7 @@ from harness.engine.entrypoint import command_for
 from harness.engine.images import ResolvedImage
 from harness.errors import EngineError, UsageError
 from harness.function import Function, ImageCode, Package
-from harness.sandbox import Sandbox, Surroundings
+from harness.sandbox import CpuBoard, Sandbox, Surroundings
 from harness.tiers import tier
 from harness.vantage import Vantage
 from harness.vantage.api import ApiVantage
@@ -43,7 +43,7 @@ def choose_vantage(facts: EngineFacts, wanted: str = "auto") -> Vantage:
         return ApiVantage(facts)
     if why_not:
         raise EngineError(f"vantage host is not possible: {why_not}", remedy="use --vantage api")
-    return HostVantage(facts)
+    return HostVantage()
 
 
 def work_base() -> Path:
@@ -138,6 +138,7 @@ class Stand:
             work_dir=work_dir,
             start=command_for(self.engine, image.image_id, function.handler, relay_mount.RIE_PATH),
             rie_version=parts.rie_version(),
+            cpus=CpuBoard(self.vantage.cpus()),
             on_output=self._on_output,
             freeze=self._freeze,
         )

@@ -352,10 +352,11 @@ class Watch(threading.Thread):
             return
         self._initialised = True
         before = time.monotonic_ns()
+        exchange = self._exchange  # the sandbox's thread may end it while the quota is written
         self._on_init_done()
-        if self._exchange is not None:
-            self._exchange.init_done_ns = before
-            self._exchange.boost_lag_ms = (time.monotonic_ns() - before) * _MS
+        if exchange is not None:
+            exchange.init_done_ns = before
+            exchange.boost_lag_ms = (time.monotonic_ns() - before) * _MS
 
     # -- the relay --------------------------------------------------------------------------------------------------
 

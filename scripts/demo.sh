@@ -17,5 +17,5 @@ for memory in 128 512 1769; do
 done 2>&1
 
 title "Next"
-echo "lambda-harness doctor                                  what this machine can measure exactly, and what not"
-echo "lambda-harness invoke sample_functions/out_of_memory_python   an out-of-memory kill, told as one"
+echo ".venv/bin/lambda-harness doctor                                        what this machine can measure exactly, and what not"
+echo ".venv/bin/lambda-harness invoke sample_functions/out_of_memory_python   an out-of-memory kill, told as one"

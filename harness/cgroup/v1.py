@@ -188,6 +188,7 @@ class CgroupV1:
             self.freeze(timeout_s=KILL_FREEZE_TIMEOUT_S)
         with contextlib.suppress(EngineError):
             kill(self.processes(), pids)
+        with contextlib.suppress(EngineError):
             self.thaw()
 
     def open_runtime_group(self) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli import memory_watch, options, talk
+from harness.cli import memory_watch, options, results, talk
 
 if TYPE_CHECKING:
     from harness.invocation import Invocation
@@ -31,6 +31,8 @@ def invoke(
     image: options.Image = None,
     vantage: options.Vantage = "auto",
     no_pull: options.NoPull = False,
+    report: results.Report = None,
+    force: results.Force = False,
     as_json: options.Json = False,
 ) -> None:
     """Invoke FUNCTION: responses on stdout, its output and REPORT lines on stderr."""
@@ -47,6 +49,7 @@ def invoke(
         image=image,
     )
     events = options.read_events(event, found)
+    results.check(report, force=force)
 
     from harness import document
     from harness.experiments import series
@@ -69,10 +72,12 @@ def invoke(
                 if not as_json:
                     _show(record, progress, first=len(records) == 1)
                 memory_watch.warn(warn_at, len(records), record)
-                progress(f"invoking {found.name}, {len(records) + 1} of {invocations}")
+                progress(f"invoking {found.name}, {min(len(records) + 1, invocations)} of {invocations}")
             host = stand.host
+    made = document.make("invoke", host=host, function=found, invocations=records)
     if as_json:
-        talk.emit(document.make("invoke", host=host, function=found, invocations=records))
+        talk.emit(made)
+    results.write(made, report, force=force)
     raise typer.Exit(options.exit_code(records))
 
 
@@ -87,10 +92,7 @@ def _show(record: Invocation, progress: talk.Progress, *, first: bool) -> None:
         talk.note(talk.red(f"{record.outcome}: {record.error_type}: {record.error_message}"))
     talk.note(talk.dim(details(record)))
     if first:
-        for each in record.notes:
-            talk.note(f"note: {each}")
-    if first and record.cpu_capped:
-        talk.note(f"note: this host has fewer CPUs than Lambda shows at {record.memory_mb} MB")
+        results.say_what_differs([record])
 
 
 def details(record: Invocation) -> str:

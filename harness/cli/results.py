@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from harness.cli import talk
+
+if TYPE_CHECKING:
+    from harness.invocation import Invocation
 
 Report = Annotated[Path | None, typer.Option("--report", help="Write a report: .html, .png, .svg, .csv or .json.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing report.")]
@@ -40,7 +44,19 @@ def show(document: dict[str, Any], *, as_json: bool) -> None:
         talk.emit(document)
         return
     shown[kind](document, talk.console())
+    if kind != "sweep":  # whose findings name the sizes
+        from harness.invocation import Invocation
+
+        say_what_differs([Invocation.from_dict(each) for each in document["invocations"]])
     if document.get("run_id"):
         talk.note(
             f"run {document['run_id']}: 'lambda-harness runs export {document['run_id']} --out FILE.html' for pictures"
         )
+
+
+def say_what_differs(records: Sequence[Invocation]) -> None:
+    """On stderr, once: what was not measured or not enforced, and a host with fewer CPUs than Lambda shows."""
+    for note in dict.fromkeys(note for record in records for note in record.notes):
+        talk.note(f"note: {note}")
+    for memory_mb in sorted({record.memory_mb for record in records if record.cpu_capped}):
+        talk.note(f"note: this host has fewer CPUs than Lambda shows at {memory_mb} MB")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli import memory_watch, options, talk
+from harness.cli import memory_watch, options, results, talk
 
 if TYPE_CHECKING:
     from harness.invocation import Invocation
@@ -30,6 +30,8 @@ def warm(
     image: options.Image = None,
     vantage: options.Vantage = "auto",
     no_pull: options.NoPull = False,
+    report: results.Report = None,
+    force: results.Force = False,
     as_json: options.Json = False,
 ) -> None:
     """Invoke FUNCTION several times in one sandbox and show the responses side by side, with what changed."""
@@ -46,6 +48,7 @@ def warm(
         image=image,
     )
     events = options.read_events(event, found)
+    results.check(report, force=force)
 
     from harness import document
     from harness.analysis import warm as analysis
@@ -61,19 +64,24 @@ def warm(
             found, vantage=vantage, freeze=not no_freeze, pull=not no_pull, on_output=on_output, progress=progress
         )
         with stand:
+            for warning in stand.warnings:
+                talk.note(f"warning: {warning}")
             for record in series.run(stand, plan):
                 records.append(record)
                 progress.clear()
                 if not as_json:
                     talk.note(record.report)
                 memory_watch.warn(warn_at, len(records), record)
-                progress(f"invoking {found.name}, {len(records) + 1} of {invocations}")
+                progress(f"invoking {found.name}, {min(len(records) + 1, invocations)} of {invocations}")
             host = stand.host
     findings = analysis.findings(records)
+    made = document.make("warm", host=host, function=found, invocations=records, findings=findings)
     if as_json:
-        talk.emit(document.make("warm", host=host, function=found, invocations=records, findings=findings))
+        talk.emit(made)
     else:
         talk.data(side_by_side(findings, records))
+        results.say_what_differs(records)
+    results.write(made, report, force=force)
     raise typer.Exit(options.exit_code(records))
 
 

@@ -243,7 +243,7 @@ class Load:
         try:
             while event is not None:
                 asked_ns = time.monotonic_ns()
-                late_ms = (asked_ns - answered_ns) / 1e6 if answered_ns else 0.0
+                late_ms = (asked_ns - answered_ns) / 1e6 if answered_ns else None
                 if lease is None:
                     self._throttle(asked_ns, late_ms)
                     self._stop.wait(pause_s)
@@ -285,12 +285,12 @@ class Load:
         except BaseException as error:  # noqa: BLE001
             self._fail(error)
 
-    def _throttle(self, due_ns: int, late_ms: float) -> None:
+    def _throttle(self, due_ns: int, late_ms: float | None) -> None:
         record = self._pool.throttled()
         now_ns = time.monotonic_ns()
-        self._done(replace(record, client_ms=(now_ns - due_ns) / 1e6), late_ms, 0.0, now_ns)
+        self._done(replace(record, client_ms=(now_ns - due_ns) / 1e6), late_ms, None, now_ns)
 
-    def _serve(self, lease: Lease, event: bytes, due_ns: int, late_ms: float) -> int:
+    def _serve(self, lease: Lease, event: bytes, due_ns: int, late_ms: float | None) -> int:
         """One request in its sandbox; returns when its answer was there."""
         before_ns = time.monotonic_ns()
         lease.start()
@@ -306,12 +306,15 @@ class Load:
         self._done(record, late_ms, waited_ms, answered_ns)
         return answered_ns
 
-    def _done(self, record: Invocation, late_ms: float, waited_ms: float, answered_ns: int) -> None:
+    def _done(self, record: Invocation, late_ms: float | None, waited_ms: float | None, answered_ns: int) -> None:
         if self._stop.is_set() and record.outcome is Outcome.ENGINE_ERROR:
             return  # its sandbox was ended under it, by us
         with self._lock:
-            self._lateness_ms.append(late_ms)
-            self._waited_ms.append(waited_ms)
+            # A first request is due when it is sent, and a throttled one waits for no sandbox: nothing to measure.
+            if late_ms is not None:
+                self._lateness_ms.append(late_ms)
+            if waited_ms is not None:
+                self._waited_ms.append(waited_ms)
             self._ended_ns = max(self._ended_ns, answered_ns)
         self._records.put(record)
 

@@ -298,7 +298,9 @@ def run(stand: Stand, plan: SweepPlan) -> Generator[Invocation, None, None]:
                 open_sandboxes.callback(cell.close)
             while going := [cell for cell in batch if not cell.tally.finished]:
                 rng.shuffle(going)
-                groups = _side_by_side(going, stand.facts.cpus) if plan.parallel else [[cell] for cell in going]
+                groups = (
+                    _side_by_side(going, len(stand.vantage.cpus())) if plan.parallel else [[cell] for cell in going]
+                )
                 for group in groups:
                     yield from _measure(stand, group, plan, rng)
 

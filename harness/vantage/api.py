@@ -21,7 +21,6 @@ from harness.invocation import PeakMethod
 from harness.tiers import CPU_PERIOD_US, Tier
 from harness.vantage import Granted, Observation, TmpVolume, tmp_notes
 
-_KIB = 1024
 _BLOCK = 4096
 _MIB = 1024 * 1024
 _NOTES = (
@@ -100,7 +99,12 @@ class ApiReach:
         self._tier = tier
         self._before = now = self._counters()
         # What the RIE is charged, all but page cache, which gives way.
-        charged = max(0, (now.usage_bytes or 0) - (now.page_cache_bytes or 0))
+        if now.usage_bytes is None or now.page_cache_bytes is None:
+            raise LimitError(
+                "this engine does not tell what the RIE is charged, so the function's share of memory cannot be set",
+                remedy="use the vantage host",
+            )
+        charged = max(0, now.usage_bytes - now.page_cache_bytes)
         self._share_bytes = -(-charged // _BLOCK) * _BLOCK
         limit = tier.memory_bytes + self._share_bytes
         self._container.update(mem_limit=limit, memswap_limit=limit)

@@ -19,7 +19,7 @@ from harness.engine.client import EngineFacts
 from harness.engine.containers import Container
 from harness.errors import HarnessError, LimitError
 from harness.invocation import PeakMethod
-from harness.tiers import CPU_PERIOD_US, Tier
+from harness.tiers import BOOST_VCPUS, CPU_PERIOD_US, Tier
 from harness.vantage import Granted, Observation, TmpVolume, tmp_notes
 
 _MIB = 1024 * 1024
@@ -34,9 +34,6 @@ class HostVantage:
     """See the module. `why_not` tells whether it can be used at all."""
 
     name = "host"
-
-    def __init__(self, facts: EngineFacts) -> None:
-        self._facts = facts
 
     @staticmethod
     def why_not(facts: EngineFacts) -> str | None:
@@ -185,13 +182,12 @@ class HostReach:
         self._rie_anon_at_base = 0
         self._share_bytes = 0
         self._usage = cgroup.CpuUsage(cpu_ns=0, throttled_ns=0, throttled_periods=0, periods=0)
-        self._oom_kills = 0
+        self._oom_kills: int | None = None
         self._peak_reset = False
         self._rss_reset: dict[int, bool] = {}
         self._before: dict[int, procfs.Process] = {}
         self._reaped_before: list[procfs.ReapedChildren | None] = []
         self._sampled_rss = 0
-        self._sampled = False
         self._boosted = True
 
     @property
@@ -218,8 +214,10 @@ class HostReach:
         """What the RIE is charged, all but page cache, which gives way: anonymous memory, page tables, stacks."""
         now = self._cgroup.memory_now()
         rie = procfs.read(self._rie_pid)
-        self._rie_anon_at_base = (rie.anon_bytes if rie else None) or 0
-        self._base_bytes = max(now.current_bytes - (now.file_bytes or 0), self._rie_anon_at_base)
+        if rie is None or rie.anon_bytes is None or now.file_bytes is None:
+            raise LimitError("what the RIE is charged cannot be read, so the function's share of memory cannot be set")
+        self._rie_anon_at_base = rie.anon_bytes
+        self._base_bytes = max(now.current_bytes - now.file_bytes, self._rie_anon_at_base)
         self._share_bytes = _round_up(self._base_bytes)
 
     def _follow_rie(self) -> None:
@@ -264,7 +262,7 @@ class HostReach:
 
     def boost(self) -> None:
         # Moving processes between groups takes the kernel some ms: done now, only the quota is left to write later.
-        self._cgroup.set_cpu(None, CPU_PERIOD_US)
+        self._cgroup.set_cpu(BOOST_VCPUS * CPU_PERIOD_US, CPU_PERIOD_US)
         self._take_in_runtime()
 
     def restrict(self) -> None:
@@ -300,7 +298,7 @@ class HostReach:
         group = self._cgroup
         self._follow_rie()
         self._usage = group.usage()
-        self._oom_kills = group.oom_kills() or 0
+        self._oom_kills = group.oom_kills()
         self._peak_reset = group.reset_peak()
         self._before, self._rss_reset = {}, {}
         for pid in self._cgroup.runtime_processes():
@@ -309,7 +307,7 @@ class HostReach:
                 self._before[pid] = process
                 self._rss_reset[pid] = procfs.reset_peak_rss(pid)
         self._reaped_before = self._reaped()
-        self._sampled_rss, self._sampled = 0, False
+        self._sampled_rss = 0
 
     def _reaped(self) -> list[procfs.ReapedChildren | None]:
         """A mark that changes when a child of the runtime has lived and died."""
@@ -319,7 +317,7 @@ class HostReach:
         with contextlib.suppress(OSError):
             total = sum(procfs.rss_bytes(pid) or 0 for pid in self._cgroup.runtime_processes())
             if total:
-                self._sampled_rss, self._sampled = max(self._sampled_rss, total), True
+                self._sampled_rss = max(self._sampled_rss, total)
 
     def observe(self) -> Observation:
         group = self._cgroup
@@ -348,7 +346,7 @@ class HostReach:
             open_files=_total(each.open_files for each in after.values()),
             tmp_bytes=tmp,
             notes=() if own else tmp_notes(tmp, self._tmp_mb),
-            oom_kills=None if kills is None else kills - self._oom_kills,
+            oom_kills=None if kills is None or self._oom_kills is None else kills - self._oom_kills,
             memory_limit_bytes=self._tier.memory_bytes + self._share_bytes if self._tier else None,
         )
 

@@ -19,7 +19,7 @@ from harness.errors import EngineError, SandboxGone
 from harness.function import DirectoryCode, Function, Laid
 from harness.invocation import PeakMethod
 from harness.rie import Answer, RieGoneError
-from harness.sandbox import Surroundings
+from harness.sandbox import CpuBoard, Surroundings
 from harness.vantage import Granted, Observation, Reach, TmpVolume, Vantage
 from harness.watch import Exchange
 
@@ -73,6 +73,7 @@ def surroundings(**changes: Any) -> Surroundings:
         "work_dir": Path("/nowhere"),
         "start": (None, ()),
         "rie_version": "1.37",
+        "cpus": CpuBoard((0, 1)),
     }
     return Surroundings(**(settings | changes))
 

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from harness.errors import EngineError, HarnessError
 from harness.invocation import Invocation, Outcome, PhaseInit
 from harness.lifecycle import Broken, Created, Frozen, FrozenBroken, Idle, ShutDown, Started
-from harness.sandbox import Sandbox
+from harness.sandbox import CpuBoard, Sandbox
 
 OUTCOMES = {
     "succeed": Outcome.SUCCESS,
@@ -265,3 +265,13 @@ def test_an_answer_that_is_no_json_is_kept_as_base64() -> None:
     assert _parsed(b"\xff\x00") == ("/wA=", "base64")
     assert _parsed(b"") == (None, "json")
     assert _parsed(json.dumps({"a": 1}).encode()) == ({"a": 1}, "json")
+
+
+def test_sandboxes_are_pinned_to_the_cpus_that_fewest_others_have() -> None:
+    board = CpuBoard((0, 1, 2, 3))
+    first, second, third = board.take(2), board.take(2), board.take(3)
+    assert (first, second, third) == ((0, 1), (2, 3), (0, 1, 2))
+    board.give_back(first)
+    board.give_back(third)
+    assert board.take(2) == (0, 1)
+    assert CpuBoard((5,)).take(2) == (5,)

@@ -122,6 +122,7 @@ class FakeStand:
     cold_in: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self.vantage = SimpleNamespace(name="host", cpus=lambda: tuple(range(self.cpus)))
         self.facts = SimpleNamespace(cpus=self.cpus, memory_bytes=self.memory_bytes)
         self._lock = threading.Lock()
         self._running: set[int] = set()
