@@ -15,6 +15,7 @@ from harness.errors import EngineError
 from harness.invocation import Invocation, Outcome, PhaseInit
 from harness.sandbox import Sandbox
 from harness.stand import choose_vantage
+from harness.tiers import BOOST_VCPUS, CPU_PERIOD_US
 from harness.vantage import host as host_vantage
 from harness.vantage.host import HostReach
 
@@ -237,7 +238,7 @@ def test_init_is_boosted_and_a_suppressed_init_is_not(lab: Lab, host: str) -> No
     with lab.sandbox(WAITING, vantage=host, memory_mb=256, timeout_s=20) as sandbox:
         group = reach(sandbox).cgroup
         first = Init(sandbox, op="exit")
-        assert group.cpu()[0] is None, "no quota during init"
+        assert group.cpu()[0] == BOOST_VCPUS * CPU_PERIOD_US, "two vCPUs during init"
         record = first.end()
         assert record.outcome is Outcome.RUNTIME_EXIT
         assert record.phase_init is PhaseInit.INIT
