@@ -260,8 +260,8 @@ def _curve_caption(story: Facts, samples: list[dict[str, Any]]) -> str:
 
 def quotes(story: dict[str, Any]) -> list[tuple[str, str, str]]:
     quotes = []
-    if story.get("last_output") or story.get("log_tail"):
-        last = "\n".join(map(str, story.get("last_output") or [])) or str(story["log_tail"])
+    if story.get("last_output") is not None or story.get("log_tail"):
+        last = "\n".join(map(str, story.get("last_output") or [])) or "(nothing)"
         quotes.append(("What the handler logged last", "", last[-MAX_QUOTE:]))
     if story.get("response") is not None:
         text = story["response"]
