@@ -6,7 +6,6 @@ Units stand in the names. A value that could not be measured is None: never 0, n
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -124,9 +123,6 @@ class Invocation:
         kept["peak_method"] = PeakMethod(kept["peak_method"]) if kept.get("peak_method") else None
         kept["notes"] = tuple(kept.get("notes", ()))
         return cls(**kept)
-
-    def to_json(self) -> str:
-        return json.dumps(self.as_dict(), ensure_ascii=False)
 
 
 def report_line(

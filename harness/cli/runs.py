@@ -17,7 +17,7 @@ app = typer.Typer(
 
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or its beginning.")]
 StoreFile = Annotated[Path | None, typer.Option("--store", help="The history's file.")]
-KNOWN_SWEEPS = ("sweep",)
+_SWEEP = "sweep"
 
 
 @app.command("list")
@@ -59,7 +59,7 @@ def show_run(
     with Store(store) as history:
         found = history.document(run)
     anew = (strategy, weight, per_month) != (None, None, None)
-    if found["kind"] in KNOWN_SWEEPS and (anew or not found["findings"]):
+    if found["kind"] == _SWEEP and (anew or not found["findings"]):
         found["findings"] = _read_anew(found, strategy=strategy, weight=weight, per_month=per_month)
     results.show(found, as_json=as_json)
 
@@ -142,7 +142,7 @@ def export_run(
 
     with Store(store) as history:
         found = history.document(run)
-    if found["kind"] in KNOWN_SWEEPS and not found["findings"]:
+    if found["kind"] == _SWEEP and not found["findings"]:
         found["findings"] = _read_anew(found)
     export.write(found, out, force=force)
     talk.note(f"wrote {out}")

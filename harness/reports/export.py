@@ -207,5 +207,3 @@ _WRITERS: dict[str, Callable[[dict[str, Any]], bytes]] = {
     ".json": lambda document: _bytes(strict_json(document, indent=2) + "\n"),
     ".power-tuning.json": lambda document: _bytes(strict_json(power_tuning(document), indent=2) + "\n"),
 }
-SUFFIXES = tuple(_WRITERS)
-"""What `write` knows; the longest that fits decides."""

@@ -56,7 +56,9 @@ def curve(document: dict[str, Any], theme: charts.Theme = charts.PAGE, *, title:
     for one in samples:
         at, floor = one["ms"] / divisor, 0.0
         for field, name in known:
-            value = (one.get(field) or 0) / _MB
+            if one.get(field) is None:
+                break  # what lies above a part that is not known would stand too low
+            value = one[field] / _MB
             stacked.append({"at": at, "from": floor, "to": floor + value, "kind": name})
             floor += value
         split = ", ".join(f"{name} {figures.size(one[field])}" for field, name in known if one.get(field) is not None)
