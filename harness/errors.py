@@ -63,6 +63,10 @@ class FunctionFailed(HarnessError):
     exit_code = 5
 
 
+class InitFailed(FunctionFailed):
+    """A function's init failed, ahead of any invocation (provisioned concurrency)."""
+
+
 class FunctionTimedOut(HarnessError):
     """An invocation ran into the function's timeout."""
 

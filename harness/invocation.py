@@ -6,7 +6,7 @@ Units stand in the names. A value that could not be measured is None: never 0, n
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -106,17 +106,21 @@ class Invocation:
     """Which side of an A/B comparison of environment variables this was; None where there is none."""
     notes: tuple[str, ...] = ()
     """What was not measured or not enforced in this invocation, and why: one sentence each."""
+    payload: bytes | None = field(default=None, repr=False, compare=False, metadata={"kept": False})
+    """The answer's bytes as the function gave them, while the process lasts; documents hold ``response`` alone."""
 
     def as_dict(self) -> dict[str, Any]:
         """The record as JSON types, in the order of the fields."""
-        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        found = {
+            each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.metadata.get("kept", True)
+        }
         found["notes"] = list(self.notes)
         return found
 
     @classmethod
     def from_dict(cls, found: dict[str, Any]) -> Invocation:
         """The inverse of `as_dict`; unknown fields (of a newer harness) are dropped."""
-        names = {field.name for field in dataclasses.fields(cls)}
+        names = {each.name for each in dataclasses.fields(cls) if each.metadata.get("kept", True)}
         kept = {name: value for name, value in found.items() if name in names}
         kept["outcome"] = Outcome(kept["outcome"])
         kept["phase_init"] = PhaseInit(kept["phase_init"]) if kept.get("phase_init") else None

@@ -54,6 +54,10 @@ class Initialising(_Live):
     def init_failed(self) -> Reinitialising:
         return Reinitialising()
 
+    def ready(self) -> Idle:
+        """Init was ahead of any request (provisioned concurrency): there is no event to hand over yet."""
+        return Idle(warm=0)
+
     def lost(self) -> Broken:
         return Broken()
 

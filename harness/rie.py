@@ -6,6 +6,7 @@ says there of times is used; its REPORT line is not (its Init Duration and Max M
 
 from __future__ import annotations
 
+import base64
 import http.client
 import re
 import time
@@ -207,13 +208,16 @@ class RieClient:
                     raise RieGoneError(f"the RIE does not listen after {timeout_s:.0f} s: {error!r}") from error
                 time.sleep(0.003)
 
-    def invoke(self, event: bytes, *, timeout_s: float) -> Answer:
+    def invoke(self, event: bytes, *, timeout_s: float, client_context: str | None = None) -> Answer:
         """POST an event and return the answer; raises `RieGoneError`. Never asks twice: an event may have been seen."""
         try:
             if self._connection.sock is None:  # the RIE hung up after its last answer
                 self._connection.connect()
             self._connection.sock.settimeout(timeout_s)
-            return self._exchange("POST", INVOCATION_PATH, event, {"Content-Type": "application/json"})
+            headers = {"Content-Type": "application/json"}
+            if client_context is not None:
+                headers["X-Amz-Client-Context"] = base64.b64encode(client_context.encode()).decode()
+            return self._exchange("POST", INVOCATION_PATH, event, headers)
         except (http.client.HTTPException, OSError) as error:
             self._connection.close()
             raise RieGoneError(f"{type(error).__name__}: {error}") from error

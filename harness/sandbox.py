@@ -13,25 +13,36 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from harness import environment, lifecycle, pricing
+from harness.context import RequestContext, Trace
+from harness.debugger import LIMIT_S as DEBUG_LIMIT_S
+from harness.debugger import NOTE as DEBUG_NOTE
+from harness.debugger import Debug
 from harness.engine import relay_mount
 from harness.engine.client import Engine, owner_labels
 from harness.engine.containers import Container, ContainerSpec
 from harness.engine.images import ResolvedImage
-from harness.errors import EngineError, HarnessError, SandboxGone
+from harness.errors import EngineError, HarnessError, InitFailed, NotMeasurable, SandboxGone
 from harness.function import Function, Laid
 from harness.invocation import Invocation, Outcome, PhaseInit, report_line
 from harness.judge import Verdict, judge
+from harness.observer import Observer
 from harness.rie import Answer, RieClient, RieGoneError
 from harness.tiers import Tier, billed_ms, tier
 from harness.vantage import Granted, Observation, Reach, Vantage
 from harness.watch import Exchange, Watch
 
+if TYPE_CHECKING:
+    from harness.receivers import Receivers
+
 _TMP = "/tmp"
+PROVISIONED = "provisioned-concurrency"
+"""AWS_LAMBDA_INITIALIZATION_TYPE of sandboxes that are initialised ahead of requests."""
 INIT_LIMIT_S = 10.0
 """Lambda ends an init after this long and tries again inside the first invocation [AWS developer guide]."""
 
@@ -39,6 +50,10 @@ _GRACE_S = 30.0
 """How much longer than every limit the RIE may take before it is given up."""
 _LOG_PATIENCE_S = 0.5
 """How long the last lines of an invocation's log may take to arrive; they take about 1 ms."""
+_AHEAD_S = 20 * 86400.0
+"""How long the answer to a request that stands for an init ahead may take; poll(2) takes some 24 days at most."""
+_AHEAD_INIT_LIMIT_S = 130.0
+"""Lambda's limit of an init with provisioned concurrency, where the function's timeout is not larger."""
 _MIB = 1024 * 1024
 
 
@@ -54,9 +69,11 @@ class Cell(Protocol):
 
     def start(self) -> None: ...
 
-    def expect(self, *, timeout_s: float, init_limit_s: float) -> Exchange: ...
+    def expect(self, *, timeout_s: float, init_limit_s: float, context: RequestContext | None = None) -> Exchange: ...
 
     def request(self, event: bytes, *, timeout_s: float) -> Answer: ...
+
+    def initialise(self, *, limit_s: float) -> tuple[Exchange, Answer | None]: ...
 
     def settle(self, exchange: Exchange) -> None: ...
 
@@ -80,6 +97,10 @@ class Surroundings:
     rie_version: str | None
     cpus: CpuBoard
     on_output: Callable[[bytes], None] | None = None
+    observer: Observer = field(default_factory=Observer)
+    receivers: Receivers | None = None
+    debug: Debug | None = None
+    initialization_type: str = "on-demand"
     freeze: bool = True
     sample_s: float = 0.02
 
@@ -105,6 +126,17 @@ class CpuBoard:
                 self._held[cpu] -= 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tell:
+    """What a cell tells its sandbox while an invocation is under way; called from the watch's thread."""
+
+    init_begun: Callable[[bool], None] = lambda _: None
+    """An init begins; whether it is a suppressed one."""
+    handed_over: Callable[[], None] = lambda: None
+    """The event has reached the runtime."""
+    output: Callable[[str | None, bytes], None] = lambda *_: None
+
+
 class ContainerCell:
     """A real container with everything around it. Everything is given back in `close`, in the reverse order."""
 
@@ -113,9 +145,14 @@ class ContainerCell:
         function: Function,
         around: Surroundings,
         sandbox_id: str,
+        *,
+        log_stream: str,
+        tell: Tell,
         extra_binds: Mapping[Path, str],
     ) -> None:
         self._function, self._around, self._id = function, around, sandbox_id
+        self._log_stream, self._tell = log_stream, tell
+        self._ahead: Future[Answer] | None = None
         self._cpus: tuple[int, ...] = ()
         self._extra_binds = extra_binds
         self._undo = contextlib.ExitStack()
@@ -154,6 +191,8 @@ class ContainerCell:
             raise self.gone(error) from error
         self.reach = around.vantage.reach(container, function.tmp_mb)
         self._undo.callback(self.reach.release)
+        if around.receivers is not None and self.reach.relay_pid is not None:
+            self._undo.callback(around.receivers.attend(self._id, self.reach.relay_pid).close)
         self.granted = self.reach.prepare(size, self._cpus)
         self._watch = Watch(
             name=self._id,
@@ -163,13 +202,15 @@ class ContainerCell:
             on_init_done=self.reach.restrict,
             kill_runtime=self.reach.kill_runtime,
             event_headers=self._event_headers,
-            on_output=around.on_output,
+            on_event=self._tell.handed_over,
+            on_output=self._tell.output,
             on_sample=self.reach.sample,
             sample_s=around.sample_s,
         )
         self._undo.callback(self._watch.stop)
         self._watch.begin_watching()
-        notes = [*self.granted.notes, volume.note, *getattr(self.reach, "notes", ())]
+        debug_note = DEBUG_NOTE if around.debug is not None else ""
+        notes = [*self.granted.notes, volume.note, debug_note, *getattr(self.reach, "notes", ())]
         self.notes = tuple(note for note in notes if note)
 
     def _spec(self, size: Tier, tmp: str) -> ContainerSpec:
@@ -186,10 +227,20 @@ class ContainerCell:
         if around.laid.layers_dir is not None:
             binds[str(around.laid.layers_dir)] = ("/opt", "ro")
         binds |= {str(source): (target, "ro") for source, target in self._extra_binds.items()}
-        now = datetime.datetime.now(datetime.UTC)
-        variables = environment.variables(function, log_stream=environment.log_stream_name(now))
+        variables = environment.variables(
+            function, log_stream=self._log_stream, initialization_type=around.initialization_type
+        )
+        if around.receivers is not None and relayed:
+            variables |= around.receivers.environment()
+        if around.debug is not None:
+            variables |= around.debug.environment(function.runtime, function.environment)
+            debugger = around.debug.binds(function.runtime, around.work_dir)
+            binds |= {source: (target, "ro") for source, target in debugger.items()}
         # The RIE's own timer starts before init and only takes whole seconds: it must never be the first to fire.
-        rie_timeout = str(function.timeout_s + int(2 * INIT_LIMIT_S + _GRACE_S))
+        patience_s = 2 * INIT_LIMIT_S + _GRACE_S
+        if around.initialization_type == PROVISIONED or around.debug is not None:
+            patience_s = _AHEAD_S
+        rie_timeout = str(function.timeout_s + int(patience_s))
         variables[relay_mount.TIMEOUT_VARIABLE if relayed else "AWS_LAMBDA_FUNCTION_TIMEOUT"] = rie_timeout
         entrypoint, command = around.start
         return ContainerSpec(
@@ -204,25 +255,68 @@ class ContainerCell:
             cpuset=",".join(map(str, self._cpus)),
             memory_bytes=size.memory_bytes + 64 * _MIB,  # room for the RIE until its share has been measured
             publish=not relayed,
+            ports=(around.debug.port,) if around.debug is not None else (),
         )
 
     def _init_begun(self) -> None:
         exchange = self._watch.current
-        if exchange is not None and exchange.inits and exchange.inits[-1] != "init":
+        suppressed = exchange is not None and exchange.inits[-1:] not in ([], ["init"])
+        self._tell.init_begun(suppressed)
+        if suppressed:
             self.reach.throttled_init()
         else:
             self.reach.boost()
 
-    def _event_headers(self) -> dict[bytes, bytes]:
-        return {b"lambda-runtime-invoked-function-arn": environment.function_arn(self._function).encode()}
+    def _event_headers(self, context: RequestContext) -> dict[bytes, bytes]:
+        """As Lambda sets them on ``/next`` [developer guide, "Using the Lambda runtime API"]."""
+        found = {
+            "aws-request-id": context.request_id,
+            "invoked-function-arn": context.invoked_arn or environment.function_arn(self._function),
+        }
+        if context.trace is not None:
+            found["trace-id"] = context.trace.header
+        if context.client_context is not None:
+            found["client-context"] = " ".join(context.client_context.splitlines())
+        return {f"lambda-runtime-{name}".encode(): value.encode() for name, value in found.items()}
 
-    def expect(self, *, timeout_s: float, init_limit_s: float) -> Exchange:
+    def expect(self, *, timeout_s: float, init_limit_s: float, context: RequestContext | None = None) -> Exchange:
         self._check_watch()
-        return self._watch.expect(timeout_s=timeout_s, init_limit_s=init_limit_s)
+        return self._watch.expect(timeout_s=timeout_s, init_limit_s=init_limit_s, context=context)
+
+    def initialise(self, *, limit_s: float) -> tuple[Exchange, Answer | None]:
+        """An init without an event; the answer is None where it went well, and the runtime waits for its first event."""
+        if not self._watch.relayed:
+            raise NotMeasurable(
+                "no init can be made ahead of a request from here: the Runtime API is not relayed",
+                remedy="use the vantage host",
+            )
+        exchange = self._watch.expect(timeout_s=limit_s, init_limit_s=limit_s, ahead=True)
+        waiting = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"ahead-{self._id}")
+        self._undo.callback(waiting.shutdown, wait=False)
+        # The RIE begins an init only for a request: this one's event is kept back, and its answer is that of the first.
+        self._ahead = waiting.submit(self._rie.invoke, b"{}", timeout_s=_AHEAD_S)
+        self._ahead.add_done_callback(lambda _: exchange.held.set())
+        if not exchange.held.wait(limit_s + _GRACE_S):
+            raise EngineError(f"the init of sandbox {self._id} neither ended nor failed")
+        if self._ahead.done():
+            return exchange, self._take_ahead(0)
+        return exchange, None
+
+    def _take_ahead(self, timeout_s: float) -> Answer:
+        ahead, self._ahead = self._ahead, None
+        assert ahead is not None  # noqa: S101  # asked only where there is one
+        try:
+            return ahead.result(timeout=timeout_s)
+        except TimeoutError as error:
+            raise RieGoneError("no answer") from error
 
     def request(self, event: bytes, *, timeout_s: float) -> Answer:
-        answer = self._rie.invoke(event, timeout_s=timeout_s)
+        if self._ahead is not None:
+            self._watch.release(event)
+            return self._take_ahead(timeout_s)
         exchange = self._watch.current
+        told = exchange.context.client_context if exchange is not None and not self._watch.relayed else None
+        answer = self._rie.invoke(event, timeout_s=timeout_s, client_context=told)
         if answer.status >= 500 and exchange is not None and not self._watch.relayed:
             # Whether the event was handed over stands in the log alone, and that may lag behind the answer.
             self._watch.settle(exchange, timeout_s=_LOG_PATIENCE_S)
@@ -255,6 +349,7 @@ class ContainerCell:
 @dataclass(kw_only=True)
 class _Timing:
     asked_ns: int
+    context: RequestContext = field(default_factory=RequestContext)
     thaw_ms: float | None = None
     frozen_ms: float | None = None
     client_ms: float | None = None
@@ -279,10 +374,18 @@ class Sandbox:
     ) -> None:
         self.id = uuid.uuid4().hex[:12]
         self.function = function
+        self.log_stream = environment.log_stream_name(function, datetime.datetime.now(datetime.UTC))
+        self.init_ms: float | None = None
+        """Of an init that was ahead of any request; that of others stands on the first invocation's record."""
         self._around = around
         self._tier = tier(function.memory_mb)
-        self._cell = cell or ContainerCell(function, around, self.id, extra_binds or {})
+        tell = Tell(init_begun=self._init_begun, handed_over=self._handed_over, output=self._output)
+        self._cell = cell or ContainerCell(
+            function, around, self.id, log_stream=self.log_stream, tell=tell, extra_binds=extra_binds or {}
+        )
         self._phase: lifecycle.Phase = lifecycle.Created()
+        self._told: type[lifecycle.Phase] | None = None
+        self._initialised_ahead = False
         self._lock = threading.Lock()
         self._sequence = 0
         self._largest_peak = 0
@@ -304,29 +407,110 @@ class Sandbox:
     def __exit__(self, *_: object) -> None:
         self.shut_down()
 
+    def resident_bytes(self) -> int | None:
+        """The resident memory of the runtime's processes now; None where there is none, or it cannot be read."""
+        if isinstance(self._phase, lifecycle.Created | lifecycle.ShutDown):
+            return None
+        reach: Reach | None = getattr(self._cell, "reach", None)
+        return None if reach is None else reach.resident_bytes()
+
     def start(self) -> None:
         assert isinstance(self._phase, lifecycle.Created)  # noqa: S101  # a programming error, not a user's
+        self._around.observer.phase(self, self._phase)
         self._cell.start()
-        self._phase = self._phase.start()
+        self._enter(self._phase.start())
+
+    def initialise(self) -> None:
+        """Init without an event, then freeze: provisioned concurrency. `start` comes first.
+
+        Raises:
+            InitFailed: the function's init did; the sandbox is shut down.
+            NotMeasurable: the vantage has no way to do so.
+        """
+        assert isinstance(self._phase, lifecycle.Started)  # noqa: S101  # a programming error, not a user's
+        timing, phase = _Timing(asked_ns=time.monotonic_ns()), self._phase.invoke()
+        self._enter(phase)
+        try:
+            self._cell.reach.mark()
+            limit_s = max(_AHEAD_INIT_LIMIT_S, float(self.function.timeout_s))
+            exchange, answer = self._cell.initialise(limit_s=limit_s)
+            self._check_init(exchange, answer)
+            self._enter(phase.ready())
+            self._initialised_ahead = True
+            if self._around.freeze:
+                self._freeze(timing)
+                self._cell.reach.mark()
+        except BaseException:
+            self.shut_down()
+            raise
+        self.init_ms = exchange.init_ms
+
+    def _check_init(self, exchange: Exchange, answer: Answer | None) -> None:
+        if answer is None:
+            return
+        kills = self._cell.reach.observe().oom_kills
+        verdict = judge(exchange, answer, oom_kills=kills, request_id=exchange.context.request_id)
+        raise InitFailed(f"init failed: {verdict.error_type}: {verdict.error_message}")
 
     def shut_down(self) -> None:
         """End the container; safe to call twice and in any phase."""
-        self._phase = self._phase.shut_down()
+        self._enter(self._phase.shut_down())
         self._cell.close()
+
+    # -- telling ----------------------------------------------------------------------------------------------------
+
+    def _enter(self, phase: lifecycle.Phase) -> None:
+        self._phase = phase
+        self._say(phase)
+
+    def _say(self, phase: lifecycle.Phase) -> None:
+        """Tell the observer, who hears of a phase once: while it begins, where the watch sees that."""
+        if self._told is not type(phase):
+            self._told = type(phase)
+            self._around.observer.phase(self, phase)
+
+    def _init_begun(self, suppressed: bool) -> None:  # noqa: FBT001
+        self._say(lifecycle.Reinitialising() if suppressed else lifecycle.Initialising())
+
+    def _handed_over(self) -> None:
+        phase = self._phase
+        self._say(lifecycle.Invoking(warm=phase.warm if isinstance(phase, lifecycle.Invoking) else 0))
+
+    def _output(self, request_id: str | None, data: bytes) -> None:
+        if self._around.on_output is not None:
+            self._around.on_output(data)
+        if self._around.receivers is not None:
+            self._around.receivers.output(self.id, request_id, self.function.name, data)
+        self._around.observer.output(self, request_id, data)
 
     # -- one invocation -------------------------------------------------------------------------------------------
 
-    def invoke(self, event: bytes, *, freeze_after: bool | None = None) -> Invocation:
+    def invoke(
+        self, event: bytes, *, context: RequestContext | None = None, freeze_after: bool | None = None
+    ) -> Invocation:
         """Thaw, hand the event over, wait for the answer, freeze, and write down what happened."""
         if not self._lock.acquire(blocking=False):
             raise HarnessError(f"sandbox {self.id} is busy: an execution environment takes one request at a time")
         try:
-            return self._invoke(event, self._around.freeze if freeze_after is None else freeze_after)
+            freeze_after = self._around.freeze if freeze_after is None else freeze_after
+            context = self._traced(context or RequestContext())
+            record = self._invoke(event, context, freeze_after=freeze_after)
+            if self._around.receivers is not None and context.trace is not None:
+                self._around.receivers.invocation(record, context.trace)
+            self._around.observer.invoked(self, record, context)
+            return record
         finally:
             self._lock.release()
 
-    def _invoke(self, event: bytes, freeze_after: bool) -> Invocation:  # noqa: FBT001
-        timing = _Timing(asked_ns=time.monotonic_ns())
+    def _traced(self, context: RequestContext) -> RequestContext:
+        """With a trace: Lambda always hands one out, sampled only where somebody takes the segments."""
+        if context.trace is not None:
+            return context
+        taken = self._around.receivers is not None and "xray" in self._around.receivers.kinds
+        return replace(context, trace=Trace.begin(sampled=taken))
+
+    def _invoke(self, event: bytes, context: RequestContext, *, freeze_after: bool) -> Invocation:
+        timing = _Timing(asked_ns=time.monotonic_ns(), context=context)
         self._sequence += 1
         try:
             exchange = self._begin(timing)
@@ -348,16 +532,23 @@ class Sandbox:
         self._thaw(timing)
         phase = self._phase
         assert isinstance(phase, lifecycle.Started | lifecycle.Idle | lifecycle.Broken)  # noqa: S101
-        self._phase = phase.invoke()
-        return self._cell.expect(timeout_s=float(self.function.timeout_s), init_limit_s=INIT_LIMIT_S)
+        self._enter(phase.invoke())
+        limits = {"timeout_s": self._timeout_s, "init_limit_s": INIT_LIMIT_S}
+        if self._around.debug is not None:
+            limits["init_limit_s"] = DEBUG_LIMIT_S
+        return self._cell.expect(**limits, context=timing.context)
+
+    @property
+    def _timeout_s(self) -> float:
+        return DEBUG_LIMIT_S if self._around.debug is not None else float(self.function.timeout_s)
 
     def _ask(self, event: bytes, exchange: Exchange, timing: _Timing) -> Answer:
-        patience_s = self.function.timeout_s + 2 * INIT_LIMIT_S + _GRACE_S
+        patience_s = self._timeout_s + 2 * INIT_LIMIT_S + _GRACE_S
         try:
             answer = self._cell.request(event, timeout_s=patience_s)
             if _is_to_be_asked_again(exchange, answer):
                 if not exchange.inits:
-                    self._phase = lifecycle.Broken().invoke()
+                    self._enter(lifecycle.Broken().invoke())
                 answer = self._cell.request(event, timeout_s=patience_s)
         except RieGoneError as error:
             raise self._cell.gone(error) from error
@@ -380,7 +571,7 @@ class Sandbox:
             timing.frozen_ms = (before - self._frozen_ns) / 1e6
             self._cell.reach.thaw()
             timing.thaw_ms = (time.monotonic_ns() - before) / 1e6
-            self._phase = self._phase.thaw()
+            self._enter(self._phase.thaw())
 
     def _freeze(self, timing: _Timing) -> None:
         if isinstance(self._phase, lifecycle.Idle | lifecycle.Broken):
@@ -388,20 +579,20 @@ class Sandbox:
             self._cell.reach.freeze()
             self._frozen_ns = time.monotonic_ns()
             timing.freeze_ms = (self._frozen_ns - before) / 1e6
-            self._phase = self._phase.freeze()
+            self._enter(self._phase.freeze())
 
     def _advance(self, exchange: Exchange) -> None:
         """Take the phases that the exchange went through."""
         for _ in exchange.inits[1:]:
             if isinstance(self._phase, lifecycle.Initialising):
-                self._phase = self._phase.init_failed()
+                self._enter(self._phase.init_failed())
         if isinstance(self._phase, lifecycle.Initialising | lifecycle.Reinitialising) and exchange.event_ns is not None:
-            self._phase = self._phase.init_done()
+            self._enter(self._phase.init_done())
         if isinstance(self._phase, lifecycle.Initialising | lifecycle.Reinitialising):
-            self._phase = self._phase.lost()
+            self._enter(self._phase.lost())
         elif isinstance(self._phase, lifecycle.Invoking):
             over = exchange.done_ns is not None and not exchange.overrun
-            self._phase = self._phase.responded() if over else self._phase.lost()
+            self._enter(self._phase.responded() if over else self._phase.lost())
 
     # -- the record -----------------------------------------------------------------------------------------------
 
@@ -410,7 +601,7 @@ class Sandbox:
         self.shut_down()
         return self._invocation(
             timing,
-            request_id=str(uuid.uuid4()),
+            request_id=timing.context.request_id,
             phase_init=None,
             outcome=Outcome.ENGINE_ERROR,
             error_type=type(error).__name__,
@@ -430,7 +621,7 @@ class Sandbox:
             rie_version=around.rie_version,
             sandbox_id=self.id,
             sequence=self._sequence,
-            cold=self._sequence == 1,
+            cold=self._sequence == 1 and not self._initialised_ahead,
             started_at=timing.started_at,
             frozen_ms=timing.frozen_ms,
             thaw_ms=timing.thaw_ms,
@@ -447,7 +638,7 @@ class Sandbox:
         )
 
     def _record(self, exchange: Exchange, answer: Answer, seen: Observation, timing: _Timing) -> Invocation:
-        request_id = exchange.request_id or str(uuid.uuid4())
+        request_id = exchange.request_id or timing.context.request_id
         verdict = judge(exchange, answer, oom_kills=seen.oom_kills, request_id=request_id)
         suppressed = bool(exchange.inits) and exchange.inits[-1] != "init"
         phase = (PhaseInit.SUPPRESSED if suppressed else PhaseInit.INIT) if exchange.inits else None
@@ -501,10 +692,16 @@ class Sandbox:
             response=response,
             response_encoding=encoding,
             response_bytes=len(verdict.payload),
-            log_tail=_log_tail(request_id, exchange, verdict, report),
+            log_tail=_log_tail(request_id, self.function.version, exchange, verdict, report),
             report=report,
-            notes=(*self._cell.notes, *seen.notes, *verdict.notes),
+            notes=(*self._cell.notes, *seen.notes, *verdict.notes, *self._ahead_notes()),
+            payload=verdict.payload,
         )
+
+    def _ahead_notes(self) -> tuple[str, ...]:
+        if not self._initialised_ahead:
+            return ()
+        return ("initialised ahead of its requests; what provisioned concurrency costs is not in cost_usd",)
 
     def _max_memory_used(self, seen: Observation, verdict: Verdict) -> int | None:
         """What Lambda prints: the largest peak since the sandbox began; the memory size after an out-of-memory kill."""
@@ -566,9 +763,9 @@ def _parsed(payload: bytes) -> tuple[Any, str]:
         return base64.b64encode(payload).decode(), "base64"
 
 
-def _log_tail(request_id: str, exchange: Exchange, verdict: Verdict, report: str) -> str:
+def _log_tail(request_id: str, version: str, exchange: Exchange, verdict: Verdict, report: str) -> str:
     """The last 4 KiB of the log as X-Amz-Log-Result has them: START, the function's output, END, REPORT."""
-    lines = [f"START RequestId: {request_id} Version: {environment.VERSION}\n", exchange.output.tail()]
+    lines = [f"START RequestId: {request_id} Version: {version}\n", exchange.output.tail()]
     if lines[-1] and not lines[-1].endswith("\n"):
         lines.append("\n")
     if verdict.log_line:

@@ -12,22 +12,27 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from harness import host
+from harness.debugger import Debug
 from harness.engine import images, parts, relay_mount
 from harness.engine.client import Engine, EngineFacts, owner, owner_is_gone, reap
 from harness.engine.entrypoint import command_for
 from harness.engine.images import ResolvedImage
 from harness.errors import EngineError, UsageError
 from harness.function import Function, ImageCode, Package
-from harness.sandbox import CpuBoard, Sandbox, Surroundings
+from harness.observer import Observer
+from harness.sandbox import PROVISIONED, CpuBoard, Sandbox, Surroundings
 from harness.tiers import tier
 from harness.vantage import Vantage
 from harness.vantage.api import ApiVantage
 from harness.vantage.host import HostVantage
+
+if TYPE_CHECKING:
+    from harness.receivers import Receivers
 
 _WORK_PREFIX = "lambda-harness-"
 _OWNER_FILE = "owner"
@@ -68,24 +73,68 @@ def reap_work_dirs(*, everything: bool = False) -> list[str]:
     return removed
 
 
+class Ground:
+    """An engine, the vantage over it and the board of its CPUs: opened once for a process, under one stand or many.
+
+    A context manager. Entering it raises the engine's errors, and reaps what commands left that were killed.
+    """
+
+    def __init__(self, *, vantage: str = "auto") -> None:
+        self._wanted = vantage
+        self._undo = contextlib.ExitStack()
+        self.engine: Engine
+        self.facts: EngineFacts
+        self.vantage: Vantage
+        self.cpus: CpuBoard
+        self.host: dict[str, Any] = {}
+
+    def __enter__(self) -> Ground:
+        try:
+            self.engine = self._undo.enter_context(contextlib.closing(Engine()))
+            self.facts = self.engine.facts()
+            self.vantage = choose_vantage(self.facts, self._wanted)
+            self.host = host.describe(self.facts, self.vantage.name)
+            self.cpus = CpuBoard(self.vantage.cpus())
+            reap(self.engine, release=self.vantage.let_go)
+            reap_work_dirs()
+        except BaseException:
+            self._undo.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+
+
 class Stand:
-    """See the module. Raises the errors of the engine, of images and of functions while it is entered."""
+    """See the module. Raises the errors of the engine, of images and of functions while it is entered.
+
+    ``ground`` None: one of its own, from ``vantage``. ``receivers`` and ``observer`` belong to whoever gave them.
+    """
 
     def __init__(
         self,
         function: Function,
         *,
         vantage: str = "auto",
+        ground: Ground | None = None,
         freeze: bool = True,
         pull: bool = True,
         on_output: Callable[[bytes], None] | None = None,
+        observer: Observer | None = None,
+        receivers: Receivers | None = None,
+        debug: Debug | None = None,
         progress: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.function = function
         self._wanted = vantage
+        self._ground = ground
         self._freeze = freeze
         self._pull = pull
         self._on_output = on_output
+        self._observer = observer or Observer()
+        self._receivers = receivers
+        self._debug = debug
         self._progress = progress
         self._undo = contextlib.ExitStack()
         self.engine: Engine
@@ -109,12 +158,8 @@ class Stand:
     def _open(self) -> None:
         function = self.function
         tier(function.memory_mb)
-        self.engine = self._undo.enter_context(contextlib.closing(Engine()))
-        self.facts = self.engine.facts()
-        self.vantage = choose_vantage(self.facts, self._wanted)
-        self.host = host.describe(self.facts, self.vantage.name)
-        reap(self.engine, release=self.vantage.let_go)
-        reap_work_dirs()
+        ground = self._ground or self._undo.enter_context(Ground(vantage=self._wanted))
+        self.engine, self.facts, self.vantage, self.host = ground.engine, ground.facts, ground.vantage, ground.host
         named = function.code.reference if isinstance(function.code, ImageCode) else function.image
         image = images.resolve(
             self.engine.docker,
@@ -138,9 +183,12 @@ class Stand:
             work_dir=work_dir,
             start=command_for(self.engine, image.image_id, function.handler, relay_mount.RIE_PATH),
             rie_version=parts.rie_version(),
-            cpus=CpuBoard(self.vantage.cpus()),
+            cpus=ground.cpus,
             on_output=self._on_output,
-            freeze=self._freeze,
+            observer=self._observer,
+            receivers=self._receivers,
+            debug=self._debug,
+            freeze=self._freeze and self._debug is None,
         )
 
     @property
@@ -160,6 +208,16 @@ class Stand:
             environment={**self.function.environment, **(environment or {})},
         )
 
-    def sandbox(self, function: Function | None = None, *, extra_binds: Mapping[Path, str] | None = None) -> Sandbox:
-        """A new sandbox, not started yet: enter it. ``extra_binds``: host path -> container path, mounted read-only."""
-        return Sandbox(function or self.function, self._around, extra_binds=extra_binds)
+    def sandbox(
+        self,
+        function: Function | None = None,
+        *,
+        extra_binds: Mapping[Path, str] | None = None,
+        provisioned: bool = False,
+    ) -> Sandbox:
+        """A new sandbox, not started yet: enter it. ``extra_binds``: host path -> container path, mounted read-only.
+
+        ``provisioned``: one for `Sandbox.initialise`, which the function can tell from the others.
+        """
+        around = replace(self._around, initialization_type=PROVISIONED) if provisioned else self._around
+        return Sandbox(function or self.function, around, extra_binds=extra_binds)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from harness.context import RequestContext
 from harness.errors import EngineError
 from harness.rie import STDOUT, Frames, Lines, LogLine, Output, Said, parse_log
 from harness.runtime_api import Handlers, Relay
@@ -51,7 +52,13 @@ class Exchange:
     timeout_s: float
     init_limit_s: float
     begun_ns: int
+    context: RequestContext = field(default_factory=RequestContext)
+    ahead: bool = False
+    """An init alone, ahead of any request: the event is a placeholder that the relay keeps back."""
+    held: threading.Event = field(default_factory=threading.Event)
+    """The init ahead is over, and its runtime waits for the first event."""
     request_id: str = ""
+    """As the runtime was told it; the RIE's own where nothing is relayed."""
     inits: list[str] = field(default_factory=list)
     """The phases of the inits that began meanwhile, as the RIE names them: "init", then perhaps "invoke" (suppressed)."""
     init_begun_ns: int | None = None
@@ -98,8 +105,9 @@ class Watch(threading.Thread):
         on_init_begun: Callable[[], None],
         on_init_done: Callable[[], None],
         kill_runtime: Callable[[], None],
-        event_headers: Callable[[], dict[bytes, bytes]],
-        on_output: Callable[[bytes], None] | None = None,
+        event_headers: Callable[[RequestContext], dict[bytes, bytes]],
+        on_event: Callable[[], None] = lambda: None,
+        on_output: Callable[[str | None, bytes], None] | None = None,
         on_sample: Callable[[], None] | None = None,
         sample_s: float = 0.02,
     ) -> None:
@@ -110,6 +118,7 @@ class Watch(threading.Thread):
         self._on_init_done = on_init_done
         self._kill_runtime = kill_runtime
         self._event_headers = event_headers
+        self._on_handed_over = on_event
         self._on_output = on_output
         self._on_sample = on_sample
         self._sample_ns = int(sample_s * 1e9)
@@ -118,6 +127,9 @@ class Watch(threading.Thread):
         self._frames, self._stdout, self._stderr = Frames(), Lines(), Lines()
         self._pairs: dict[socket.socket, tuple[socket.socket, Relay, bool]] = {}
         self._listener: socket.socket | None = None
+        self._holding: tuple[socket.socket, Relay] | None = None
+        self._to_release: bytes | None = None
+        self._ids: dict[str, str] = {}
         self._exchange: Exchange | None = None
         self._initialised = False
         self._next_sample_ns = 0
@@ -148,12 +160,30 @@ class Watch(threading.Thread):
         if self.failure is not None:
             raise EngineError(f"the Runtime API cannot be relayed: {self.failure}") from self.failure
 
-    def expect(self, *, timeout_s: float, init_limit_s: float) -> Exchange:
+    def expect(
+        self,
+        *,
+        timeout_s: float,
+        init_limit_s: float,
+        context: RequestContext | None = None,
+        ahead: bool = False,
+    ) -> Exchange:
         """To be called before each request; what happens from now on belongs to the returned exchange."""
-        exchange = Exchange(timeout_s=timeout_s, init_limit_s=init_limit_s, begun_ns=time.monotonic_ns())
+        exchange = Exchange(
+            timeout_s=timeout_s,
+            init_limit_s=init_limit_s,
+            begun_ns=time.monotonic_ns(),
+            context=context or RequestContext(),
+            ahead=ahead,
+        )
         # The watch need not be woken: whatever sets a deadline comes through it, and it works the deadline out then.
         self._exchange = exchange
         return exchange
+
+    def release(self, event: bytes) -> None:
+        """Hand an event to the runtime that was initialised ahead of it, in place of the placeholder."""
+        self._to_release = event
+        self._wake()
 
     def settle(self, exchange: Exchange, *, timeout_s: float) -> None:
         """Wait until the log of a finished exchange has come through (its END line), or the time is up."""
@@ -227,6 +257,16 @@ class Watch(threading.Thread):
     def _woken(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake_read, 4096)
+        event, self._to_release = self._to_release, None
+        holding, self._holding = self._holding, None
+        if event is None:
+            self._holding = holding
+        elif holding is not None and holding[0] in self._pairs:
+            runtime, relay = holding
+            try:
+                runtime.sendall(relay.release(event))
+            except OSError:
+                self._hang_up(runtime)
 
     def _patience_s(self) -> float | None:
         exchange = self._exchange
@@ -303,7 +343,9 @@ class Watch(threading.Thread):
 
     def _emit(self, data: bytes) -> None:
         if data and self._on_output is not None:
-            self._on_output(data)
+            exchange = self._exchange
+            during = exchange is not None and exchange.event_ns is not None
+            self._on_output(exchange.request_id if exchange is not None and during else None, data)
 
     def _log_line(self, text: str) -> None:
         self.log_lines = [*self.log_lines[-19:], text.rstrip()]
@@ -368,7 +410,16 @@ class Watch(threading.Thread):
         except OSError:
             runtime.close()
             return
-        relay = Relay(handlers=Handlers(on_next=self._on_next, on_event=self._on_event, on_reply=self._on_reply))
+        relay = Relay(
+            handlers=Handlers(
+                on_next=self._on_next,
+                on_event=self._on_event,
+                on_reply=self._on_reply,
+                rie_id=self._rie_id,
+                holds=self._holds,
+                on_held=lambda: self._on_held(runtime, relay),
+            )
+        )
         for sock, other, from_runtime in ((runtime, rie, True), (rie, runtime, False)):
             sock.settimeout(None)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -388,6 +439,10 @@ class Watch(threading.Thread):
                 return
         except OSError:
             pass
+        self._hang_up(sock)
+
+    def _hang_up(self, sock: socket.socket) -> None:
+        other = self._pairs[sock][0]
         for closed in (sock, other):
             if self._pairs.pop(closed, None) is not None:
                 self._selector.unregister(closed)
@@ -400,11 +455,24 @@ class Watch(threading.Thread):
         else:
             self._init_done()
 
+    def _holds(self) -> bool:
+        return self._exchange is not None and self._exchange.ahead
+
+    def _on_held(self, runtime: socket.socket, relay: Relay) -> None:
+        self._holding = (runtime, relay)
+        if self._exchange is not None:
+            self._exchange.held.set()
+
+    def _rie_id(self, given: str) -> str:
+        return self._ids.get(given, given)
+
     def _on_event(self, request_id: str) -> dict[bytes, bytes]:
-        headers = dict(self._event_headers())
         exchange = self._exchange
+        headers = dict(self._event_headers(exchange.context)) if exchange is not None else {}
         if exchange is not None:
-            exchange.request_id = request_id
+            self._ids = {exchange.context.request_id: request_id}
+            exchange.request_id = exchange.context.request_id
+            self._on_handed_over()
             # The wall clock, as on Lambda: runtimes compare the deadline with theirs.
             now = time.monotonic_ns()
             exchange.event_ns = now

@@ -61,6 +61,9 @@ class ContainerSpec:
     cpuset: str
     memory_bytes: int
     publish: bool
+    """Whether the RIE's port is published."""
+    ports: tuple[int, ...] = ()
+    """Further ports that are published, under the same number, on 127.0.0.1."""
     user: str = "993:990"
     processes: int = 1024
     open_files: int = 1024
@@ -102,13 +105,15 @@ class Container:
 
     def _create(self) -> str:
         spec, api = self.spec, self._api
-        ports: dict[int | str, Any] | None = {RIE_PORT: ("127.0.0.1", None)} if spec.publish else None
+        ports: dict[int | str, Any] = {port: ("127.0.0.1", port) for port in spec.ports}
+        if spec.publish:
+            ports[RIE_PORT] = ("127.0.0.1", None)
         host: dict[str, Any] = api.create_host_config(
             binds=[f"{source}:{target}:{mode}" for source, (target, mode) in spec.binds.items()],
             mounts=[
                 Mount(target=target, source=None, type="volume", labels=dict(spec.labels)) for target in spec.volumes
             ],
-            port_bindings=ports,
+            port_bindings=ports or None,
             mem_limit=spec.memory_bytes,
             # Without it Docker grants the same amount again as swap, and hides out-of-memory kills.
             memswap_limit=spec.memory_bytes,
@@ -130,7 +135,7 @@ class Container:
             labels=dict(spec.labels),
             name=spec.name,
             user=spec.user,
-            ports=[RIE_PORT] if spec.publish else None,
+            ports=list(ports) or None,
             host_config=host,
         )
         return str(created["Id"])

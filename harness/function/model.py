@@ -23,6 +23,10 @@ ARCHITECTURES = ("x86_64", "arm64")
 RECEIVERS = ("cloudwatch", "xray")
 """The local receivers that a function may ask for: what it sends there is kept, nothing reaches the cloud."""
 
+LATEST = "$LATEST"
+"""The version that is not published yet: the code and configuration as they are now."""
+DEFAULT_REGION = "us-east-1"
+
 DEFAULT_MEMORY_MB = 128
 DEFAULT_TIMEOUT_S = 3
 DEFAULT_TMP_MB = 512
@@ -113,6 +117,8 @@ class Function:
     events: tuple[Path, ...] = ()
     receivers: tuple[str, ...] = ()
     description: str = ""
+    version: str = LATEST
+    region: str = DEFAULT_REGION
     source: str
 
 

@@ -101,6 +101,9 @@ class Reach(Protocol):
     def observe(self) -> Observation:
         """What happened since `mark`."""
 
+    def resident_bytes(self) -> int | None:
+        """The resident memory of the runtime's processes now; None where it cannot be read at once."""
+
     def freeze(self) -> None: ...
 
     def thaw(self) -> None: ...

@@ -158,6 +158,9 @@ class ApiReach:
     def sample(self) -> None:
         """The engine answers too slowly for that."""
 
+    def resident_bytes(self) -> int | None:
+        return None
+
     def observe(self) -> Observation:
         now, before = self._counters(), self._before
         boosted, self._boosted, self._fresh = self._boosted, False, False

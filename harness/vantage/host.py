@@ -314,10 +314,12 @@ class HostReach:
         return [procfs.reaped_children(pid) for pid in self._before]
 
     def sample(self) -> None:
+        self._sampled_rss = max(self._sampled_rss, self.resident_bytes() or 0)
+
+    def resident_bytes(self) -> int | None:
         with contextlib.suppress(OSError):
-            total = sum(procfs.rss_bytes(pid) or 0 for pid in self._cgroup.runtime_processes())
-            if total:
-                self._sampled_rss = max(self._sampled_rss, total)
+            return sum(procfs.rss_bytes(pid) or 0 for pid in self._cgroup.runtime_processes()) or None
+        return None
 
     def observe(self) -> Observation:
         group = self._cgroup

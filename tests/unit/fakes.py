@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 
+from harness.context import RequestContext
 from harness.engine.client import Engine
 from harness.engine.resolved import ImageSource, ResolvedImage
 from harness.errors import EngineError, SandboxGone
@@ -108,6 +108,9 @@ class FakeReach:
 
     def sample(self) -> None: ...
 
+    def resident_bytes(self) -> int | None:
+        return self.peak_bytes
+
     def release(self) -> None: ...
 
     def kill_runtime(self) -> None: ...
@@ -171,6 +174,7 @@ class FakeCell:
     died_unnoticed: bool = False
     while_requesting: Callable[[], None] = lambda: None
     start_trouble: Exception | None = None
+    fail_inits_ahead: int = 0
     settle_trouble: Exception | None = None
     exchange: Exchange | None = None
 
@@ -183,11 +187,20 @@ class FakeCell:
         if self.start_trouble is not None:
             raise self.start_trouble
 
-    def expect(self, *, timeout_s: float, init_limit_s: float) -> Exchange:
+    def expect(self, *, timeout_s: float, init_limit_s: float, context: RequestContext | None = None) -> Exchange:
         assert not self.closed
-        now = time.monotonic_ns()
-        self.exchange = Exchange(timeout_s=timeout_s, init_limit_s=init_limit_s, begun_ns=now)
+        self.exchange = Exchange(
+            timeout_s=timeout_s,
+            init_limit_s=init_limit_s,
+            begun_ns=time.monotonic_ns(),
+            context=context or RequestContext(),
+        )
         return self.exchange
+
+    def initialise(self, *, limit_s: float) -> tuple[Exchange, Answer | None]:
+        exchange = self.expect(timeout_s=limit_s, init_limit_s=limit_s)
+        went_well = self._init(exchange, self.fail_inits_ahead)
+        return exchange, None if went_well else Answer(status=502, body=b"")
 
     def request(self, event: bytes, *, timeout_s: float) -> Answer:
         assert not self.fake_reach.frozen, "a request reached a frozen sandbox"
@@ -213,7 +226,7 @@ class FakeCell:
         now = exchange.begun_ns
         if not self.runtime_lives and not self._init(exchange, event.get("fail_inits", 0)):
             return Answer(status=502, body=b"")
-        exchange.request_id = str(uuid.uuid4())
+        exchange.request_id = exchange.context.request_id
         exchange.event_ns = now + 200 * MS
         self.in_globals += 1
         self.in_tmp += 1

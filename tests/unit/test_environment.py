@@ -62,6 +62,6 @@ def test_what_lambda_reserves_and_the_harness_sets_agree() -> None:
 
 def test_the_arn_and_the_log_stream_have_lambda_s_form() -> None:
     assert environment.function_arn(function(name="a-b")) == "arn:aws:lambda:us-east-1:000000000000:function:a-b"
-    name = environment.log_stream_name(datetime.datetime(2026, 3, 4, tzinfo=datetime.UTC))
+    name = environment.log_stream_name(function(), datetime.datetime(2026, 3, 4, tzinfo=datetime.UTC))
     assert re.fullmatch(r"2026/03/04/\[\$LATEST\][0-9a-f]{32}", name)
-    assert environment.function_arn(function(), region="eu-west-1").startswith("arn:aws:lambda:eu-west-1:")
+    assert environment.function_arn(function(region="eu-west-1")).startswith("arn:aws:lambda:eu-west-1:")

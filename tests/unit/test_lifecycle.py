@@ -24,12 +24,12 @@ from harness.lifecycle import (
     Started,
 )
 
-STEPS = ("start", "invoke", "init_done", "init_failed", "responded", "lost", "freeze", "thaw", "shut_down")
+STEPS = ("start", "invoke", "init_done", "init_failed", "ready", "responded", "lost", "freeze", "thaw", "shut_down")
 PHASES: tuple[type, ...] = typing.get_args(Phase)
 LEGAL: dict[type, dict[str, type]] = {
     Created: {"start": Started},
     Started: {"invoke": Initialising},
-    Initialising: {"init_done": Invoking, "init_failed": Reinitialising, "lost": Broken},
+    Initialising: {"init_done": Invoking, "init_failed": Reinitialising, "ready": Idle, "lost": Broken},
     Reinitialising: {"init_done": Invoking, "init_failed": Reinitialising, "lost": Broken},
     Invoking: {"responded": Idle, "lost": Broken},
     Idle: {"freeze": Frozen, "invoke": Invoking, "lost": Broken},

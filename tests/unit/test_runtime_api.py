@@ -154,3 +154,58 @@ def test_requests_that_mean_nothing_to_us_pass_unchanged(request_: bytes) -> Non
     assert relay.from_runtime(request_) == request_
     assert relay.from_rie(ACCEPTED) == ACCEPTED
     assert seen.calls == []
+
+
+def test_the_runtime_s_id_is_ours_and_the_rie_s_is_put_back() -> None:
+    seen = Seen()
+    given = "00000000-0000-4000-8000-000000000001"
+    seen.headers = {b"lambda-runtime-aws-request-id": given.encode()}
+    relay = seen.relay()
+    relay.handlers.rie_id = lambda named: ID if named == given else named
+    relay.from_runtime(NEXT)
+    event = relay.from_rie(EVENT)
+    assert given.encode() in event
+    assert ID.encode() not in event
+    assert relay.from_runtime(post(f"invocation/{given}/response", b"1")) == post(f"invocation/{ID}/response", b"1")
+
+
+@given(CUTS, st.binary(max_size=300))
+def test_an_event_takes_the_place_of_a_placeholder(cuts: list[int], body: bytes) -> None:
+    seen = Seen()
+    relay = seen.relay()
+    held: list[str] = []
+    relay.handlers.holds = lambda: True
+    relay.handlers.on_held = lambda: held.append("held")
+    relay.from_runtime(NEXT)
+    for piece in feed(EVENT, cuts):
+        assert not held
+        assert relay.from_rie(piece) == b"", "nothing of the placeholder reaches the runtime"
+    assert held == ["held"]
+    assert seen.calls == ["next"], "nothing has been handed over yet"
+    head, _, content = relay.release(body).partition(b"\r\n\r\n")
+    assert content == body
+    assert [line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")] == [
+        f"content-length: {len(body)}".encode()
+    ]
+    assert seen.calls == ["next", ("event", ID)]
+    relay.handlers.holds = lambda: False
+    reply = post(f"invocation/{ID}/response", b"1")
+    assert relay.from_runtime(reply) == reply
+    assert relay.from_rie(ACCEPTED) == ACCEPTED
+    relay.from_runtime(NEXT)
+    assert relay.from_rie(EVENT).endswith(b"{}"), "the next event is an ordinary one"
+
+
+def test_a_placeholder_that_comes_in_chunks_is_dropped_whole() -> None:
+    seen = Seen()
+    relay = seen.relay()
+    held: list[str] = []
+    relay.handlers.holds = lambda: True
+    relay.handlers.on_held = lambda: held.append("held")
+    relay.from_runtime(NEXT)
+    chunked = EVENT.replace(b"Content-Length: 2\r\n\r\n{}", b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n")
+    relay.from_rie(chunked)
+    assert not held
+    relay.from_rie(b"0\r\n\r\n")
+    assert held == ["held"]
+    assert b"chunked" not in relay.release(b"12345")

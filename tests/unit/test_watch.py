@@ -51,8 +51,8 @@ class Bench:
             on_init_begun=lambda: self.calls.append("init begun"),
             on_init_done=self.init_done,
             kill_runtime=lambda: self.calls.append("killed"),
-            event_headers=lambda: {b"lambda-runtime-invoked-function-arn": b"arn:ours"},
-            on_output=self.printed.extend,
+            event_headers=lambda _: {b"lambda-runtime-invoked-function-arn": b"arn:ours"},
+            on_output=lambda _, data: self.printed.extend(data),
             on_sample=self.on_sample,
             sample_s=0.001,
         )
@@ -376,7 +376,7 @@ def test_the_deadline_is_counted_from_the_hand_over_of_the_event(relayed: Relaye
     assert before_ms + 59_000 <= int(headers["lambda-runtime-deadline-ms"]) <= time.time() * 1000 + 60_001
     assert headers["lambda-runtime-invoked-function-arn"] == "arn:ours"
     assert exchange.event_ns is not None
-    assert exchange.request_id == ID
+    assert exchange.request_id == exchange.context.request_id, "the id that the runtime is told is ours, not the RIE's"
 
 
 def test_an_invocation_lasts_until_the_runtime_asks_for_the_next(relayed: Relayed) -> None:
@@ -433,7 +433,7 @@ def test_a_runtime_that_comes_before_the_rie_listens_is_turned_away(
 
 def test_calls_outside_of_an_invocation_do_no_harm(relayed: Relayed) -> None:
     relayed.ask_next()
-    assert b"arn:ours" in relayed.take_event()
+    assert ID.encode() in relayed.take_event()
     relayed.post(f"invocation/{ID}/response", b"1")
     assert relayed.bench.watch.failure is None
 
