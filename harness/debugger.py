@@ -16,7 +16,7 @@ from harness.errors import UsageError
 MOUNTED_AT = "/run/lambda-harness-debug"
 LIMIT_S = 7 * 86400.0
 """In place of every time limit while a debugger may be attached."""
-NOTE = "time-outs and freezing are suspended: a debugger may be attached"
+NOTE = "a debugger may be attached: time-outs and freezing are suspended, and the figures hold the debugger too"
 
 _WRAPPER = """#!/bin/sh
 python=$1
@@ -58,7 +58,7 @@ class Debug:
         if found is None or found.origin is None:
             raise UsageError(
                 "Python functions are debugged with debugpy, which is not installed",
-                remedy="pip install debugpy, in the environment of the harness",
+                remedy="install lambda-harness[debug]",
             )
         wrapper = work_dir / "debug-wrapper"
         wait = "--wait-for-client" if self.wait else ""
