@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli import memory_watch, options, results, talk
+from harness.cli import memory_watch, options, receiving, results, talk
 
 if TYPE_CHECKING:
     from harness.invocation import Invocation
@@ -21,6 +21,7 @@ def invoke(
     gap: options.Gap = 0.0,
     no_freeze: options.NoFreeze = False,
     warn_at: memory_watch.WarnAt = None,
+    receivers: receiving.Option = None,
     runtime: options.Runtime = None,
     handler: options.Handler = None,
     timeout: options.Timeout = None,
@@ -57,15 +58,21 @@ def invoke(
 
     plan = series.SeriesPlan(events=events, count=invocations, gap_s=gap)
     records: list[Invocation] = []
-    with talk.Progress(quiet=as_json) as progress:
+    with receiving.opened(receivers, found) as received, talk.Progress(quiet=as_json) as progress:
         progress(f"starting a sandbox for {found.name}")
         on_output = None if as_json else talk.FunctionOutput()
         stand = Stand(
-            found, vantage=vantage, freeze=not no_freeze, pull=not no_pull, on_output=on_output, progress=progress
+            found,
+            vantage=vantage,
+            freeze=not no_freeze,
+            pull=not no_pull,
+            on_output=on_output,
+            receivers=received,
+            progress=progress,
         )
         with stand:
-            for warning in stand.warnings:
-                talk.note(f"warning: {warning}")
+            receiving.check(received, receivers, stand)
+            talk.warn(stand.warnings)
             progress(f"invoking {found.name}, 1 of {invocations}")
             for record in series.run(stand, plan):
                 records.append(record)
@@ -74,9 +81,12 @@ def invoke(
                 memory_watch.warn(warn_at, len(records), record)
                 progress(f"invoking {found.name}, {min(len(records) + 1, invocations)} of {invocations}")
             host = stand.host
-    made = document.make("invoke", host=host, function=found, invocations=records)
+        findings = receiving.findings(received)
+    made = document.make("invoke", host=host, function=found, invocations=records, findings=findings)
     if as_json:
         talk.emit(made)
+    else:
+        receiving.say(received)
     results.write(made, report, force=force)
     raise typer.Exit(options.exit_code(records))
 

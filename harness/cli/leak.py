@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli import memory_watch, options, results, talk
+from harness.cli import memory_watch, options, receiving, results, talk
 
 if TYPE_CHECKING:
     from harness.analysis.leak import Explanation
@@ -38,6 +38,7 @@ def leak(
     event: options.Events = None,
     memory: options.Memory = None,
     warn_at: memory_watch.WarnAt = None,
+    receivers: receiving.Option = None,
     gap: options.Gap = 0.0,
     no_freeze: options.NoFreeze = False,
     store: Annotated[Path | None, typer.Option("--store", help="The history's file.")] = None,
@@ -89,6 +90,7 @@ def leak(
         store=store,
         quiet=as_json,
         warn_at=warn_at,
+        receivers=receivers,
     )
     results.show(document, as_json=as_json)
     results.write(document, report, force=force)
@@ -108,6 +110,7 @@ def _measure(
     store: Path | None,
     quiet: bool,
     warn_at: float | None,
+    receivers: str | None,
 ) -> dict[str, Any]:
     """Run the plan; each record is in the history as soon as it is measured, also when the run is interrupted."""
     from harness import document
@@ -124,11 +127,20 @@ def _measure(
         history = stack.enter_context(Store(store))
         progress = stack.enter_context(talk.Progress(quiet=quiet))
         progress(f"starting a sandbox for {function.name}")
+        received = stack.enter_context(receiving.opened(receivers, function))
         stand = stack.enter_context(
-            Stand(function, vantage=vantage, freeze=freeze, pull=pull, on_output=listener, progress=progress)
+            Stand(
+                function,
+                vantage=vantage,
+                freeze=freeze,
+                pull=pull,
+                on_output=listener,
+                receivers=received,
+                progress=progress,
+            )
         )
-        for warning in stand.warnings:
-            talk.note(f"warning: {warning}")
+        receiving.check(received, receivers, stand)
+        talk.warn(stand.warnings)
         run = stack.enter_context(
             history.begin("leak", document.describe_function(function), stand.host, plan=_plan(plan))
         )
@@ -155,7 +167,7 @@ def _measure(
                 )
             raise
         found = analysis.findings(records, _explanation(plan, hunt, listener), can_settle=hunt.can_settle)
-        run.finish("complete", found)
+        run.finish("complete", found | receiving.findings(received))
         return history.document(run.run_id)
 
 

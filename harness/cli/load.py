@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli import memory_watch, options, results, talk
+from harness.cli import memory_watch, options, receiving, results, talk
 
 if TYPE_CHECKING:
     from harness.experiments.load import Load, LoadPlan
@@ -47,6 +47,7 @@ def load(
     no_freeze: options.NoFreeze = False,
     seed: Annotated[int | None, typer.Option("--seed", help="Of --poisson; recorded in any case.")] = None,
     warn_at: memory_watch.WarnAt = None,
+    receivers: receiving.Option = None,
     store: Annotated[Path | None, typer.Option("--store", help="The history's file.")] = None,
     runtime: options.Runtime = None,
     handler: options.Handler = None,
@@ -95,6 +96,7 @@ def load(
         pull=not no_pull,
         store=store,
         warn_at=warn_at,
+        receivers=receivers,
         quiet=as_json,
     )
     results.show(document, as_json=as_json)
@@ -111,6 +113,7 @@ def _measure(
     pull: bool,
     store: Path | None,
     warn_at: float | None,
+    receivers: str | None,
     quiet: bool,
 ) -> dict[str, Any]:
     """Run the plan; each record is in the history as soon as it is measured, also when the run is interrupted."""
@@ -125,9 +128,12 @@ def _measure(
         history = stack.enter_context(Store(store))
         progress = stack.enter_context(talk.Progress(quiet=quiet))
         progress(f"starting a sandbox for {function.name}")
-        stand = stack.enter_context(Stand(function, vantage=vantage, freeze=freeze, pull=pull, progress=progress))
-        for warning in stand.warnings:
-            talk.note(f"warning: {warning}")
+        received = stack.enter_context(receiving.opened(receivers, function))
+        stand = stack.enter_context(
+            Stand(function, vantage=vantage, freeze=freeze, pull=pull, receivers=received, progress=progress)
+        )
+        receiving.check(received, receivers, stand)
+        talk.warn(stand.warnings)
         run = stack.enter_context(
             history.begin("load", document.describe_function(function), stand.host, plan=_plan(plan))
         )
@@ -157,7 +163,7 @@ def _measure(
                     f"{len(records)} invocations are kept as run {run.run_id}: 'lambda-harness runs show {run.run_id}'"
                 )
             raise
-        run.finish("complete", _findings(records, measuring, plan))
+        run.finish("complete", _findings(records, measuring, plan) | receiving.findings(received))
         return history.document(run.run_id)
 
 

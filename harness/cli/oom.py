@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli import memory_watch, options, results, talk
+from harness.cli import memory_watch, options, receiving, results, talk
 
 if TYPE_CHECKING:
     from harness.experiments.oom import Oom, OomPlan
@@ -30,6 +30,7 @@ def oom(
     ] = None,
     event: options.Events = None,
     warn_at: memory_watch.WarnAt = None,
+    receivers: receiving.Option = None,
     store: Annotated[Path | None, typer.Option("--store", help="The history's file.")] = None,
     runtime: options.Runtime = None,
     handler: options.Handler = None,
@@ -77,6 +78,7 @@ def oom(
         pull=not no_pull,
         store=store,
         warn_at=warn_at,
+        receivers=receivers,
         quiet=as_json,
     )
     results.show(document, as_json=as_json)
@@ -93,6 +95,7 @@ def _measure(
     pull: bool,
     store: Path | None,
     warn_at: float | None,
+    receivers: str | None,
     quiet: bool,
 ) -> dict[str, Any]:
     """Run the search; each record is in the history as soon as it is measured, also when the run is interrupted."""
@@ -108,9 +111,10 @@ def _measure(
         history = stack.enter_context(Store(store))
         progress = stack.enter_context(talk.Progress(quiet=quiet))
         progress(f"starting a sandbox for {function.name}")
-        stand = stack.enter_context(Stand(function, vantage=vantage, pull=pull, progress=progress))
-        for warning in stand.warnings:
-            talk.note(f"warning: {warning}")
+        received = stack.enter_context(receiving.opened(receivers, function))
+        stand = stack.enter_context(Stand(function, vantage=vantage, pull=pull, receivers=received, progress=progress))
+        receiving.check(received, receivers, stand)
+        talk.warn(stand.warnings)
         plan = replace(plan, to_mb=largest_mb(stand, to_mb, plan.from_mb))
         run = stack.enter_context(
             history.begin("oom", document.describe_function(function), stand.host, plan=_plan(plan))
@@ -134,7 +138,7 @@ def _measure(
             if count:
                 talk.note(f"{count} invocations are kept as run {run.run_id}: 'lambda-harness runs show {run.run_id}'")
             raise
-        run.finish("complete", _findings(searching, plan, function))
+        run.finish("complete", _findings(searching, plan, function) | receiving.findings(received))
         return history.document(run.run_id)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli import memory_watch, options, results, talk
+from harness.cli import memory_watch, options, receiving, results, talk
 
 if TYPE_CHECKING:
     from harness.analysis.sweep import Reading
@@ -78,6 +78,7 @@ def sweep(
     force: results.Force = False,
     output: Annotated[str, typer.Option("--format", help="Of stdout: text, json or power-tuning.")] = "text",
     warn_at: memory_watch.WarnAt = None,
+    receivers: receiving.Option = None,
     store: Annotated[Path | None, typer.Option("--store", help="The history's file.")] = None,
     runtime: options.Runtime = None,
     handler: options.Handler = None,
@@ -129,7 +130,16 @@ def sweep(
     )
     reading = _reading(found, asked, strategy, weight, per_month, discard, allowed_errors)
     results.check(report, force=force)
-    document = _measure(found, asked, reading, vantage=vantage, pull=not no_pull, store=store, warn_at=warn_at)
+    document = _measure(
+        found,
+        asked,
+        reading,
+        vantage=vantage,
+        pull=not no_pull,
+        store=store,
+        warn_at=warn_at,
+        receivers=receivers,
+    )
     try:
         if output == "power-tuning":
             from harness.reports import export
@@ -326,6 +336,7 @@ def _measure(
     pull: bool,
     store: Path | None,
     warn_at: float | None,
+    receivers: str | None,
 ) -> dict[str, Any]:
     """Run the plan; each record is in the history as soon as it is measured, also when the run is interrupted."""
     import dataclasses
@@ -333,7 +344,6 @@ def _measure(
     from harness import document
     from harness.errors import HarnessError, Interrupted
     from harness.experiments import sweep as experiment
-    from harness.invocation import Outcome
     from harness.stand import Stand
     from harness.store import Store
 
@@ -343,9 +353,10 @@ def _measure(
         history = stack.enter_context(Store(store))
         progress = stack.enter_context(talk.Progress())
         progress(f"starting sandboxes for {function.name}")
-        stand = stack.enter_context(Stand(function, vantage=vantage, pull=pull, progress=progress))
-        for warning in stand.warnings:
-            talk.note(f"warning: {warning}")
+        received = stack.enter_context(receiving.opened(receivers, function))
+        stand = stack.enter_context(Stand(function, vantage=vantage, pull=pull, receivers=received, progress=progress))
+        receiving.check(received, receivers, stand)
+        talk.warn(stand.warnings)
         hz = stand.host.get("hz")
         reading = dataclasses.replace(reading, scheduler=reading_for(current_memory_mb=None, hz=hz).scheduler)
         stored = _plan(asked, reading)
@@ -379,24 +390,19 @@ def _measure(
                 waited_s, since = time.monotonic() - since, time.monotonic()
                 left.add(record, waited_s)
                 progress(_told(len(records), left), keep_clock=True)
-                if record.outcome is not Outcome.SUCCESS and (record.memory_mb, record.variant) not in failed:
-                    failed.add((record.memory_mb, record.variant))
-                    talk.Progress.clear()
-                    talk.note(_failure(record))
+                _note_failure(record, failed)
         except BaseException as error:
             talk.Progress.clear()
             with contextlib.suppress(HarnessError):  # the error that ended the run is the one to hear about
                 # Signals are no `Exception`, whatever class they come as.
-                state = (
-                    "failed" if isinstance(error, Exception) and not isinstance(error, Interrupted) else "interrupted"
-                )
-                run.finish(state, findings_of(records, reading, stored) if records else None)
+                stopped = isinstance(error, Interrupted) or not isinstance(error, Exception)
+                run.finish("interrupted" if stopped else "failed", findings_of(records, reading, stored) if records else None)
             if records:
                 talk.note(
                     f"{len(records)} invocations are kept as run {run.run_id}: 'lambda-harness runs show {run.run_id}'"
                 )
             raise
-        run.finish("complete", findings_of(records, reading, stored))
+        run.finish("complete", findings_of(records, reading, stored) | receiving.findings(received))
         return history.document(run.run_id)
 
 
@@ -421,6 +427,17 @@ def _plan(asked: _Asked, reading: Reading) -> dict[str, Any]:
         "weight": reading.aim.weight,
         "invocations_per_month": reading.aim.invocations_per_month,
     }
+
+
+def _note_failure(record: Invocation, failed: set[tuple[int, str | None]]) -> None:
+    """Say the first failure of a size; ``failed`` keeps those that were said."""
+    from harness.invocation import Outcome
+
+    key = (record.memory_mb, record.variant)
+    if record.outcome is not Outcome.SUCCESS and key not in failed:
+        failed.add(key)
+        talk.Progress.clear()
+        talk.note(_failure(record))
 
 
 def _failure(record: Invocation) -> str:

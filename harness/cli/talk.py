@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,6 +37,12 @@ def note(text: str) -> None:
     """A line for people on stderr."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """Each on a line of its own, on stderr."""
+    for each in warnings:
+        note(f"warning: {each}")
 
 
 def colours() -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli import memory_watch, options, results, talk
+from harness.cli import memory_watch, options, receiving, results, talk
 
 if TYPE_CHECKING:
     from harness.invocation import Invocation
@@ -20,6 +20,7 @@ def warm(
     gap: options.Gap = 0.0,
     no_freeze: options.NoFreeze = False,
     warn_at: memory_watch.WarnAt = None,
+    receivers: receiving.Option = None,
     runtime: options.Runtime = None,
     handler: options.Handler = None,
     timeout: options.Timeout = None,
@@ -57,15 +58,21 @@ def warm(
 
     plan = series.SeriesPlan(events=events, count=invocations, gap_s=gap)
     records: list[Invocation] = []
-    with talk.Progress(quiet=as_json) as progress:
+    with receiving.opened(receivers, found) as received, talk.Progress(quiet=as_json) as progress:
         progress(f"starting a sandbox for {found.name}")
         on_output = None if as_json else talk.FunctionOutput()
         stand = Stand(
-            found, vantage=vantage, freeze=not no_freeze, pull=not no_pull, on_output=on_output, progress=progress
+            found,
+            vantage=vantage,
+            freeze=not no_freeze,
+            pull=not no_pull,
+            on_output=on_output,
+            receivers=received,
+            progress=progress,
         )
         with stand:
-            for warning in stand.warnings:
-                talk.note(f"warning: {warning}")
+            receiving.check(received, receivers, stand)
+            talk.warn(stand.warnings)
             for record in series.run(stand, plan):
                 records.append(record)
                 progress.clear()
@@ -74,13 +81,14 @@ def warm(
                 memory_watch.warn(warn_at, len(records), record)
                 progress(f"invoking {found.name}, {min(len(records) + 1, invocations)} of {invocations}")
             host = stand.host
-    findings = analysis.findings(records)
+        findings = analysis.findings(records) | receiving.findings(received)
     made = document.make("warm", host=host, function=found, invocations=records, findings=findings)
     if as_json:
         talk.emit(made)
     else:
         talk.data(side_by_side(findings, records))
         results.say_what_differs(records)
+        receiving.say(received)
     results.write(made, report, force=force)
     raise typer.Exit(options.exit_code(records))
 
