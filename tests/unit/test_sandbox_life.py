@@ -11,9 +11,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from harness.errors import EngineError, HarnessError
+from harness.context import RequestContext, Trace
+from harness.errors import EngineError, HarnessError, InitFailed
 from harness.invocation import Invocation, Outcome, PhaseInit
 from harness.lifecycle import Broken, Created, Frozen, FrozenBroken, Idle, ShutDown, Started
+from harness.observer import Observer
 from harness.sandbox import CpuBoard, Sandbox
 
 OUTCOMES = {
@@ -275,3 +277,55 @@ def test_sandboxes_are_pinned_to_the_cpus_that_fewest_others_have() -> None:
     board.give_back(third)
     assert board.take(2) == (0, 1)
     assert CpuBoard((5,)).take(2) == (5,)
+
+
+def test_an_init_ahead_of_requests_is_no_part_of_the_first_one() -> None:
+    sandbox, cell = started()
+    sandbox.initialise()
+    assert isinstance(sandbox.phase, Frozen)
+    assert sandbox.init_ms == 123.456
+    assert cell.fake_reach.frozen
+    record = sandbox.invoke(event())
+    assert (record.sequence, record.cold, record.phase_init, record.init_ms) == (1, False, None, None)
+    assert "Init Duration" not in record.report
+    assert record.frozen_ms is not None
+
+
+def test_an_init_ahead_that_fails_ends_the_sandbox() -> None:
+    sandbox, cell = started(FakeCell(fail_inits_ahead=1))
+    with pytest.raises(InitFailed, match="init failed"):
+        sandbox.initialise()
+    assert isinstance(sandbox.phase, ShutDown)
+    assert cell.closed == 1
+
+
+def test_an_invocation_carries_its_context_and_has_a_trace_in_any_case() -> None:
+    heard: list[RequestContext] = []
+
+    class Listening(Observer):
+        def invoked(self, sandbox: Sandbox, record: Invocation, context: RequestContext) -> None:
+            heard.append(context)
+
+    sandbox = Sandbox(function(), surroundings(observer=Listening()), cell=FakeCell())
+    sandbox.start()
+    context = RequestContext(client_context="{}")
+    assert sandbox.invoke(event(), context=context).request_id == context.request_id
+    assert heard[0].client_context == "{}"
+    assert heard[0].trace is not None
+    assert not heard[0].trace.sampled, "nobody takes the segments"
+
+
+@pytest.mark.parametrize(
+    ("header", "trace"),
+    [
+        ("Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1", True),
+        ("Sampled=0; Root=1-5759e988-bd862e3fe1be46a994272793", False),
+    ],
+)
+def test_a_caller_s_trace_header_is_read(header: str, trace: bool) -> None:
+    found = Trace.parse(header)
+    assert found is not None
+    assert found.trace_id == "1-5759e988-bd862e3fe1be46a994272793"
+    assert found.sampled is trace
+    assert Trace.parse(found.header) == found
+    assert Trace.parse("Sampled=1") is None
