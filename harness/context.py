@@ -40,8 +40,9 @@ class Trace:
         root = found.get("Root", "")
         if not root:
             return None
-        parent = found.get("Parent") or new_segment_id()
-        return cls(trace_id=root, parent_id=parent, sampled=found.get("Sampled") == "1")
+        return cls(
+            trace_id=root, parent_id=found.get("Parent") or new_segment_id(), sampled=found.get("Sampled") == "1"
+        )
 
 
 def new_segment_id() -> str:
@@ -54,7 +55,8 @@ class RequestContext:
     """Everything about a request but its event.
 
     ``client_context`` is the JSON text that a caller passed in X-Amz-Client-Context, decoded. ``invoked_arn`` is the ARN
-    by which the function was asked for, qualifier included; None: its own.
+    by which the function was asked for, qualifier included; None: its own. ``trace`` is the caller's; a sandbox begins one
+    where there is none.
     """
 
     request_id: str = field(default_factory=lambda: str(uuid.uuid4()))

@@ -63,6 +63,7 @@ class Invocation:
     cold: bool
     phase_init: PhaseInit | None
     started_at: str
+    """When the sandbox was asked: UTC, ISO 8601, as `invoked_at`."""
     outcome: Outcome
     error_type: str | None = None
     error_message: str | None = None
@@ -70,6 +71,8 @@ class Invocation:
     duration_ms: float | None = None
     billed_ms: int | None = None
     restore_ms: float | None = None
+    invoked_at: str | None = None
+    """When the event was handed to the runtime, thaw and init being over."""
     frozen_ms: float | None = None
     freeze_ms: float | None = None
     thaw_ms: float | None = None

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness import environment, lifecycle, pricing
-from harness.context import RequestContext, Trace
+from harness.context import RequestContext, Trace, new_segment_id
 from harness.debugger import LIMIT_S as DEBUG_LIMIT_S
 from harness.debugger import NOTE as DEBUG_NOTE
 from harness.debugger import Debug
@@ -493,19 +493,23 @@ class Sandbox:
             raise HarnessError(f"sandbox {self.id} is busy: an execution environment takes one request at a time")
         try:
             freeze_after = self._around.freeze if freeze_after is None else freeze_after
-            context = self._traced(context or RequestContext())
+            asked, context = context, self._traced(context or RequestContext())
             record = self._invoke(event, context, freeze_after=freeze_after)
             if self._around.receivers is not None and context.trace is not None:
-                self._around.receivers.invocation(record, context.trace)
+                caller = asked.trace.parent_id if asked is not None and asked.trace is not None else None
+                self._around.receivers.invocation(record, context.trace, caller_id=caller)
             self._around.observer.invoked(self, record, context)
             return record
         finally:
             self._lock.release()
 
     def _traced(self, context: RequestContext) -> RequestContext:
-        """With a trace: Lambda always hands one out, sampled only where somebody takes the segments."""
+        """With a trace: Lambda always hands one out, sampled only where somebody takes the segments.
+
+        A caller's trace goes on, but the parent of what the function sends is Lambda's own segment, not the caller's.
+        """
         if context.trace is not None:
-            return context
+            return replace(context, trace=replace(context.trace, parent_id=new_segment_id()))
         taken = self._around.receivers is not None and "xray" in self._around.receivers.kinds
         return replace(context, trace=Trace.begin(sampled=taken))
 
@@ -674,6 +678,7 @@ class Sandbox:
             duration_ms=duration,
             billed_ms=billed,
             boost_lag_ms=exchange.boost_lag_ms if phase is PhaseInit.INIT else None,
+            invoked_at=_instant(timing, exchange.event_ns),
             cpu_ms=seen.cpu_ms,
             throttled_ms=seen.throttled_ms,
             throttled_periods=seen.throttled_periods,
@@ -715,6 +720,14 @@ class Sandbox:
             return None
         # Resident memory counts pages of files that are charged to nobody or to another; Lambda's figure has a bound.
         return min(-(-self._largest_peak // _MIB), self.function.memory_mb)
+
+
+def _instant(timing: _Timing, at_ns: int | None) -> str | None:
+    """A monotonic instant by the wall clock: counted from when the sandbox was asked."""
+    if at_ns is None:
+        return None
+    since = datetime.timedelta(microseconds=(at_ns - timing.asked_ns) / 1000)
+    return (datetime.datetime.fromisoformat(timing.started_at) + since).isoformat()
 
 
 def _is_to_be_asked_again(exchange: Exchange, answer: Answer) -> bool:

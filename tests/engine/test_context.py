@@ -87,7 +87,10 @@ def test_the_function_sees_the_caller_s_context(stand: Stand) -> None:
             assert record.request_id == context.request_id == record.response["id"]
             assert record.response["arn"] == context.invoked_arn
             assert record.response["client"] == {"k": "v"}
-            assert record.response["trace"] == trace.header
+            seen = Trace.parse(record.response["trace"])
+            assert seen is not None
+            assert (seen.trace_id, seen.sampled) == (trace.trace_id, True)
+            assert seen.parent_id != trace.parent_id, "the parent is Lambda's own segment, not the caller's"
             assert f"START RequestId: {context.request_id}" in record.log_tail
 
 

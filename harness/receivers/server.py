@@ -1,0 +1,330 @@
+"""The receivers of one command or service: sockets in the network namespace of each sandbox, and what came in by them.
+
+A socket stays in the namespace in which it was made, whoever uses it: so a thread that lives for a moment enters the
+sandbox's namespace and opens them on 127.0.0.1, where nobody but the function finds them, and one loop serves those of all
+sandboxes. The function's CPU and memory pay nothing for them. Must not know sandboxes, only their ids and processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import functools
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from harness.errors import EngineError, UsageError
+from harness.receivers import cloudwatch, emf, lambda_segments, xray
+from harness.receivers.http_exchange import Reply, Request
+from harness.receivers.loop import Bounds, Handlers, Loop
+from harness.watch import enter_network_namespace
+
+if TYPE_CHECKING:
+    from harness.context import Trace
+    from harness.invocation import Invocation
+
+KINDS = ("cloudwatch", "xray")
+HOST = "127.0.0.1"
+_MOST_METRICS = 100_000
+_MOST_UNATTRIBUTED = 10_000
+_MOST_WARNINGS = 200
+_SETTLE_S = 2.0
+_DATAGRAM_BUFFER = 4 * 1024 * 1024
+
+OnMetrics = Callable[[list[dict[str, Any]]], None]
+OnSegment = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """Where the receivers listen in each namespace. 2000 is the X-Ray daemon's; 9102 stands next to the RIE's API."""
+
+    xray: int = 2000
+    cloudwatch: int = 9102
+
+
+class Attendance:
+    """The open sockets of one sandbox. `close` reads what has arrived and closes them; safe to call twice."""
+
+    def __init__(self, sandbox_id: str, loop: Loop, addresses: dict[str, tuple[str, int]]) -> None:
+        self.sandbox_id = sandbox_id
+        self.addresses = addresses
+        """``xray`` (UDP and TCP) and ``cloudwatch`` (TCP), those that were opened; valid in the sandbox's namespace."""
+        self._loop = loop
+
+    def close(self) -> None:
+        self._loop.remove(self.sandbox_id, timeout_s=_SETTLE_S)
+
+
+class Receivers:
+    """See the module. A context manager; every method may be called from any thread and after the end.
+
+    Args:
+        kinds: Which to open, of ``cloudwatch`` and ``xray``.
+        on_metrics: Called with each batch of metric data as it comes in, from a thread of the receivers.
+        on_segment: Called with each segment document as it comes in, those that Lambda itself would send included.
+        ports: Others than usual, for sandboxes that share a namespace; 0 takes a free one.
+        bounds: Limits of connections, sizes and times.
+    """
+
+    def __init__(
+        self,
+        kinds: Collection[str] = KINDS,
+        *,
+        on_metrics: OnMetrics | None = None,
+        on_segment: OnSegment | None = None,
+        ports: Ports | None = None,
+        bounds: Bounds | None = None,
+    ) -> None:
+        unknown = sorted(set(kinds) - set(KINDS))
+        if unknown:
+            raise UsageError(f"there is no receiver {unknown[0]!r}", remedy=f"choose from {', '.join(KINDS)}")
+        self.kinds = tuple(kind for kind in KINDS if kind in kinds)
+        self._on_metrics, self._on_segment = on_metrics, on_segment
+        self._ports = ports or Ports()
+        self._bounds = bounds
+        self._lock = threading.Lock()
+        self._loop: Loop | None = None
+        self._closed = False
+        self._metrics: deque[dict[str, Any]] = deque(maxlen=_MOST_METRICS)
+        self._metrics_dropped = 0
+        self._unattributed: dict[str, deque[tuple[datetime.datetime, dict[str, Any]]]] = {}
+        self._traces = xray.Traces()
+        self._warnings: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every socket and end the threads; what came in stays readable."""
+        with self._lock:
+            loop, self._closed = self._loop, True
+        if loop is not None:
+            loop.stop()
+
+    # -- for sandboxes ------------------------------------------------------------------------------------------------
+
+    def environment(self) -> dict[str, str]:
+        """What the function's environment needs so that SDKs send here."""
+        found: dict[str, str] = {}
+        if "cloudwatch" in self.kinds:
+            url = f"http://{HOST}:{self._ports.cloudwatch}"
+            # CloudWatch Logs is not stood for: its calls get an error that says so, and do not leave the machine.
+            found |= {"AWS_ENDPOINT_URL_CLOUDWATCH": url, "AWS_ENDPOINT_URL_CLOUDWATCH_LOGS": url}
+        if "xray" in self.kinds:
+            found |= {
+                "AWS_XRAY_DAEMON_ADDRESS": f"{HOST}:{self._ports.xray}",
+                "_AWS_XRAY_DAEMON_ADDRESS": HOST,
+                "_AWS_XRAY_DAEMON_PORT": str(self._ports.xray),
+                "AWS_XRAY_CONTEXT_MISSING": "LOG_ERROR",
+                "AWS_ENDPOINT_URL_XRAY": f"http://{HOST}:{self._ports.xray}",
+            }
+        return found
+
+    def attend(self, sandbox_id: str, pid: int) -> Attendance:
+        """Open the sockets in the network namespace of a process; `EngineError` where that is not possible."""
+        datagrams, listeners = self._opened(sandbox_id, pid)
+        addresses = {kind: listener.getsockname()[:2] for kind, listener in listeners.items()}
+        try:
+            loop = self._running_loop()
+        except BaseException:
+            for sock in (datagrams, *listeners.values()):
+                if sock is not None:
+                    sock.close()
+            raise
+        loop.add(sandbox_id, datagrams, listeners)
+        return Attendance(sandbox_id, loop, addresses)
+
+    def _running_loop(self) -> Loop:
+        with self._lock:
+            if self._closed:
+                raise EngineError("the receivers have been closed already")
+            if self._loop is None:
+                self._loop = Loop(
+                    Handlers(
+                        datagram=self._datagram,
+                        request=self._request,
+                        overloaded=_overloaded,
+                        trouble=self._warn,
+                    ),
+                    self._bounds,
+                )
+                self._loop.start()
+            return self._loop
+
+    def _opened(self, sandbox_id: str, pid: int) -> tuple[socket.socket | None, dict[str, socket.socket]]:
+        undo = contextlib.ExitStack()
+        datagrams: list[socket.socket] = []
+        listeners: dict[str, socket.socket] = {}
+        failure: list[BaseException] = []
+
+        def open_there() -> None:
+            try:
+                enter_network_namespace(pid)
+                for kind in self.kinds:
+                    port = getattr(self._ports, kind)
+                    listeners[kind] = undo.enter_context(socket.create_server((HOST, port), backlog=16))
+                if "xray" in self.kinds:
+                    datagrams.append(undo.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)))
+                    _enlarge(datagrams[0])
+                    datagrams[0].bind((HOST, listeners["xray"].getsockname()[1]))
+            except BaseException as error:  # noqa: BLE001  # handed to the thread that waits
+                failure.append(error)
+
+        # A thread that has entered a namespace must not do anything else afterwards: this one ends.
+        thread = threading.Thread(target=open_there, name=f"receivers-of-{sandbox_id}", daemon=True)
+        thread.start()
+        thread.join()
+        if failure:
+            undo.close()
+            raise EngineError(
+                f"the receivers cannot be opened in sandbox {sandbox_id}: {failure[0]}",
+                remedy="they need the host vantage; run without receivers where there is none",
+            ) from failure[0]
+        undo.pop_all()
+        return (datagrams[0] if datagrams else None), listeners
+
+    def output(self, sandbox_id: str, request_id: str | None, function: str, data: bytes) -> None:
+        """Whole lines that a function printed: metrics in the embedded format are taken from them."""
+        if "cloudwatch" not in self.kinds or b"CloudWatchMetrics" not in data:
+            return
+        now = datetime.datetime.now(datetime.UTC)
+        for line in data.split(b"\n"):
+            found = emf.read(line, now=now)
+            if found is None:
+                continue
+            at = f"function {function}" + (f", request {request_id}" if request_id else ", outside of any request")
+            for complaint in found.complaints:
+                self._warn(f"embedded metric format of {at}: {complaint}")
+            origin = {"source": "emf", "function": function, "sandbox_id": sandbox_id, "request_id": request_id}
+            self._keep([{**entry, **origin} for entry in found.metrics])
+
+    def invocation(self, record: Invocation, trace: Trace, *, caller_id: str | None = None) -> None:
+        """An invocation is over: makes the segments that Lambda itself would send, and says whose the metrics were.
+
+        ``caller_id`` is the ``Parent`` of the header that the caller sent, which Lambda's own segment hangs below.
+        """
+        self._attribute(record)
+        if "xray" in self.kinds:
+            for document in lambda_segments.segments(record, trace, caller_id=caller_id):
+                self._take_segment(document)
+
+    # -- what came in -------------------------------------------------------------------------------------------------
+
+    @property
+    def cloudwatch(self) -> list[dict[str, Any]]:
+        """Metric data in the order in which they came.
+
+        Each has PutMetricData's members and ``source`` (api or emf), ``function``, ``sandbox_id`` and ``request_id``: None
+        where it came outside of any request, or while the record of its request is not made yet.
+        """
+        self._settle()
+        with self._lock:
+            return [dict(entry) for entry in self._metrics]
+
+    @property
+    def xray(self) -> list[dict[str, Any]]:
+        """Segments as trees; see `harness.receivers.xray.Traces.trees`."""
+        self._settle()
+        return self._traces.trees()
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was refused or not understood, one sentence each; the same sentence once."""
+        self._settle()
+        with self._lock:
+            found = [text if times == 1 else f"{text} ({times} times)" for text, times in self._warnings.items()]
+            if self._metrics_dropped:
+                found.append(f"{self._metrics_dropped} metric data were let go: {_MOST_METRICS} are kept")
+        if self._traces.dropped:
+            found.append(f"{self._traces.dropped} segments of the oldest traces were let go")
+        return found
+
+    def _settle(self) -> None:
+        loop = self._loop
+        if loop is not None and threading.current_thread() is not loop:
+            loop.settle(timeout_s=_SETTLE_S)
+
+    def _warn(self, text: str) -> None:
+        with self._lock:
+            if text in self._warnings or len(self._warnings) < _MOST_WARNINGS:
+                self._warnings[text] = self._warnings.get(text, 0) + 1
+
+    def _datagram(self, sandbox_id: str, data: bytes) -> None:
+        try:
+            document = xray.read_datagram(data)
+        except xray.InvalidSegment as error:
+            self._warn(f"X-Ray receiver did not take a datagram of sandbox {sandbox_id}: {error}")
+            return
+        self._take_segment(document)
+
+    def _request(self, sandbox_id: str, service: str, request: Request) -> Reply:
+        now = datetime.datetime.now(datetime.UTC)
+        if service == "xray":
+            traced = xray.answer(request, now=now)
+            for warning in traced.warnings:
+                self._warn(warning)
+            for document in traced.documents:
+                self._take_segment(document)
+            return traced.reply
+        answered = cloudwatch.answer(request, now=now)
+        if answered.warning:
+            self._warn(answered.warning)
+        origin = {"source": "api", "function": None, "sandbox_id": sandbox_id, "request_id": None}
+        self._keep([{**entry, **origin} for entry in answered.metrics], sandbox_id=sandbox_id, now=now)
+        return answered.reply
+
+    def _take_segment(self, document: dict[str, Any]) -> None:
+        self._traces.add(document)
+        if self._on_segment is not None:
+            self._told(functools.partial(self._on_segment, document))
+
+    def _keep(
+        self, entries: list[dict[str, Any]], *, sandbox_id: str | None = None, now: datetime.datetime | None = None
+    ) -> None:
+        if not entries:
+            return
+        with self._lock:
+            self._metrics_dropped += max(0, len(self._metrics) + len(entries) - _MOST_METRICS)
+            self._metrics.extend(entries)
+            if sandbox_id is not None and now is not None:
+                waiting = self._unattributed.setdefault(sandbox_id, deque(maxlen=_MOST_UNATTRIBUTED))
+                waiting.extend((now, entry) for entry in entries)
+            copies = [dict(entry) for entry in entries]
+        if self._on_metrics is not None:
+            self._told(functools.partial(self._on_metrics, copies))
+
+    def _attribute(self, record: Invocation) -> None:
+        """A sandbox has one request at a time: what came by its sockets while that ran was sent by it."""
+        begun = datetime.datetime.fromisoformat(record.started_at)
+        with self._lock:
+            for came, entry in self._unattributed.pop(record.sandbox_id, ()):
+                entry["function"] = record.function
+                if came >= begun:
+                    entry["request_id"] = record.request_id
+
+    def _told(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001  # whoever listens must not end the receivers
+            self._warn(f"a listener of the receivers failed: {type(error).__name__}: {error}")
+
+
+def _enlarge(sock: socket.socket) -> None:
+    """Room for many datagrams at once: a function that is about to end sends them faster than they are read."""
+    force = 33  # SO_RCVBUFFORCE, which Python does not name; needs CAP_NET_ADMIN, as entering the namespace nearly does
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, force, _DATAGRAM_BUFFER)
+    except OSError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _DATAGRAM_BUFFER)
+
+
+def _overloaded(service: str, request: Request) -> Reply:
+    return xray.throttled() if service == "xray" else cloudwatch.throttled(request)
