@@ -1,11 +1,13 @@
 """The history of runs: one SQLite file in the user's data directory. It keeps records and findings, and judges neither.
 
 Must not know engines, plans or prices: a run is a kind, four JSON objects (function, host, plan, findings) and its
-invocations in the order they were measured.
+invocations in the order they were measured. Beside the runs it keeps documents, JSON objects under a name in a
+collection, for those who have something to remember across restarts; what is in them is their business.
 
 What it promises:
 
 - An invocation is committed before `Run.add` returns, so whatever happens later loses nothing that was measured.
+- A document is committed before `put_document` or `delete_document` returns.
 - Several processes may use one file at once (WAL: readers never wait; writers wait up to `BUSY_TIMEOUT_MS`).
 - A file that is no store, is damaged, or was written by a newer harness is reported by name and left as it was.
 - A run whose process died is shown as interrupted. That is worked out on reading and never written, so that a reader
@@ -71,6 +73,14 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (run_id, position)
         )""",
         "CREATE INDEX runs_by_time ON runs (created_at)",
+    ),
+    (
+        """CREATE TABLE documents (
+            collection TEXT NOT NULL,
+            key TEXT NOT NULL,
+            document TEXT NOT NULL,
+            PRIMARY KEY (collection, key)
+        ) WITHOUT ROWID""",
     ),
 )
 SCHEMA_VERSION = len(_MIGRATIONS)
@@ -391,6 +401,41 @@ class Store:
             "findings": run.findings,
         }
 
+    # Documents
+
+    def put_document(self, collection: str, key: str, document: dict[str, Any]) -> None:
+        """Keep a JSON object under a key, in the place of what was there."""
+        with self._explained(), self._lock, self._transaction():
+            self._db.execute(
+                "INSERT INTO documents VALUES (?, ?, ?)"
+                " ON CONFLICT (collection, key) DO UPDATE SET document = excluded.document",
+                (_text(collection), _text(key), _dump(document)),
+            )
+
+    def get_document(self, collection: str, key: str) -> dict[str, Any] | None:
+        """The object under a key; None where there is none."""
+        with self._explained(), self._lock:
+            row = self._db.execute(
+                "SELECT document FROM documents WHERE collection = ? AND key = ?", (_text(collection), _text(key))
+            ).fetchone()
+        return None if row is None else _object(row["document"])
+
+    def documents(self, collection: str) -> dict[str, dict[str, Any]]:
+        """Everything in a collection by its key, in the order of the keys."""
+        with self._explained(), self._lock:
+            rows = self._db.execute(
+                "SELECT key, document FROM documents WHERE collection = ? ORDER BY key", (_text(collection),)
+            ).fetchall()
+        return {str(row["key"]): _object(row["document"]) for row in rows}
+
+    def delete_document(self, collection: str, key: str) -> bool:
+        """Forget the object under a key; was there one?"""
+        with self._explained(), self._lock, self._transaction():
+            done = self._db.execute(
+                "DELETE FROM documents WHERE collection = ? AND key = ?", (_text(collection), _text(key))
+            )
+        return done.rowcount > 0
+
     # Inside
 
     def _summary(self, row: sqlite3.Row) -> RunSummary:
@@ -577,6 +622,11 @@ def _stamp(moment: datetime) -> str:
 def _dump(found: dict[str, Any]) -> str:
     # ASCII: a lone surrogate, which a function may well return, is no valid UTF-8 and SQLite would refuse the text.
     return json.dumps(found, ensure_ascii=True, separators=(",", ":"), default=str)
+
+
+def _object(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(text)
+    return found
 
 
 def _text(found: str) -> str:

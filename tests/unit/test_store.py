@@ -469,3 +469,49 @@ def test_where_the_history_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert default_path() == tmp_path / ".local/share/lambda-harness/runs.sqlite3"
     monkeypatch.setenv("LAMBDA_HARNESS_STORE", str(tmp_path / "mine.db"))
     assert default_path() == tmp_path / "mine.db"
+
+
+def test_documents_are_kept_by_collection_and_key(store: Store, path: Path) -> None:
+    assert store.get_document("functions", "f") is None
+    store.put_document("functions", "f", {"memory_mb": 128, "text": "\ud800 ü"})
+    store.put_document("functions", "e", {})
+    store.put_document("layers", "f", {"other": True})
+    store.put_document("functions", "f", {"memory_mb": 256})
+    with Store(path) as other:
+        assert other.get_document("functions", "f") == {"memory_mb": 256}
+        assert list(other.documents("functions").items()) == [("e", {}), ("f", {"memory_mb": 256})]
+    assert store.delete_document("functions", "f")
+    assert not store.delete_document("functions", "f")
+    assert store.documents("functions") == {"e": {}}
+    assert store.documents("layers") == {"f": {"other": True}}
+
+
+def test_a_document_is_safe_from_the_death_of_its_process(path: Path) -> None:
+    killed = in_another_process(
+        """
+        import os, signal, sys
+        from pathlib import Path
+        from harness.store import Store
+        Store(Path(sys.argv[1])).put_document("queue", "1", {"event": "e30="})
+        os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        path,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    with Store(path) as store:
+        assert store.documents("queue") == {"1": {"event": "e30="}}
+
+
+def test_a_store_of_an_earlier_harness_gains_documents_and_keeps_its_runs(path: Path) -> None:
+    with Store(path) as store:
+        run = store.begin("invoke", FUNCTION)
+        run.add(record())
+        run.finish()
+    with sqlite3.connect(path) as db:
+        db.execute("DROP TABLE documents")
+        db.execute("PRAGMA user_version = 1")
+    db.close()
+    with Store(path) as store:
+        assert store.invocations(run.run_id) == (record(),)
+        store.put_document("functions", "f", {"a": 1})
+        assert store.get_document("functions", "f") == {"a": 1}
