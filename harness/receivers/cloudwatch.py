@@ -291,6 +291,14 @@ def _model() -> Any:
     return importlib.import_module("botocore.model").ServiceModel(description, "cloudwatch")
 
 
+def preload() -> None:
+    """Load what the first call would wait for: 80 ms that a function's duration must not hold."""
+    import cbor2  # noqa: F401
+
+    _model()
+    units()
+
+
 @functools.cache
 def units() -> frozenset[str]:
     """CloudWatch's units."""

@@ -147,6 +147,8 @@ class Receivers:
             if self._closed:
                 raise EngineError("the receivers have been closed already")
             if self._loop is None:
+                if "cloudwatch" in self.kinds:
+                    cloudwatch.preload()
                 self._loop = Loop(
                     Handlers(
                         datagram=self._datagram,
@@ -211,7 +213,9 @@ class Receivers:
 
         ``caller_id`` is the ``Parent`` of the header that the caller sent, which Lambda's own segment hangs below.
         """
-        self._attribute(record)
+        if "cloudwatch" in self.kinds:
+            self._settle()  # what the function sent without waiting for an answer has arrived, and may not be read yet
+            self._attribute(record)
         if "xray" in self.kinds:
             for document in lambda_segments.segments(record, trace, caller_id=caller_id):
                 self._take_segment(document)
