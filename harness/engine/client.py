@@ -10,6 +10,7 @@ import contextlib
 import functools
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,10 +83,13 @@ def owner_is_gone(text: str) -> bool:
 
 
 class Engine:
-    """A connection to one engine. Threads get a client each: the SDK's session is not safe to share."""
+    """A connection to one engine. Threads get a client each, closed when the thread is gone: the SDK's session is not safe
+    to share.
+    """  # noqa: D205
 
     def __init__(self) -> None:
         self._local = threading.local()
+        self._closings: list[weakref.finalize[Any, threading.Thread]] = []
 
     @property
     def docker(self) -> docker.DockerClient:
@@ -97,6 +101,9 @@ class Engine:
             except ENGINE_FAILURES as error:
                 raise self._unreachable(error) from error
             self._local.client = client
+            # The client holds itself in a cycle: left alone, its connections would stay open until the collector runs.
+            closing = weakref.finalize(threading.current_thread(), client.close)
+            self._closings = [each for each in self._closings if each.alive] + [closing]
         return client
 
     @staticmethod
@@ -143,10 +150,10 @@ class Engine:
         )
 
     def close(self) -> None:
-        client = getattr(self._local, "client", None)
-        if client is not None:
-            client.close()
-            self._local.client = None
+        """Close the clients of all threads; whoever asks again gets a new one."""
+        closings, self._closings, self._local = self._closings, [], threading.local()
+        for closing in closings:
+            closing()
 
 
 def owner_labels(sandbox_id: str) -> dict[str, str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -331,3 +333,35 @@ def test_the_files_before_the_rie_are_made_once(tmp_path: Path, monkeypatch: pyt
     made_at = found.stat().st_ino
     assert relay_mount.directory("x86_64").stat().st_ino == made_at
     assert [each.name for each in tmp_path.glob("relay-new-*")] == []
+
+
+class _Client:
+    def __init__(self) -> None:
+        self.closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_a_thread_s_client_is_closed_when_the_thread_is_gone_and_the_others_with_the_engine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[_Client] = []
+
+    def from_env(**_: object) -> _Client:
+        made.append(_Client())
+        return made[-1]
+
+    monkeypatch.setattr("docker.from_env", from_env)
+    engine = Engine()
+    mine = engine.docker
+    thread = threading.Thread(target=lambda: engine.docker)
+    thread.start()
+    thread.join()
+    del thread
+    gc.collect()
+    assert [each.closed for each in made] == [0, 1]
+    assert engine.docker is mine
+    engine.close()
+    assert [each.closed for each in made] == [1, 1]
+    assert engine.docker is not mine
