@@ -23,6 +23,8 @@ import requests.exceptions
 
 from harness.errors import EngineError
 
+_IN_PROGRESS = 409
+"""HTTP's conflict: "removal of container ... is already in progress"."""
 LABEL = "lambda-harness"
 LABEL_OWNER = f"{LABEL}.owner"
 LABEL_SANDBOX = f"{LABEL}.sandbox"
@@ -181,8 +183,15 @@ def reap(engine: Engine, *, release: Callable[[str, int], None], everything: boo
             if state.get("Paused"):
                 with contextlib.suppress(docker.errors.APIError):
                     container.unpause()
-        with engine.asked(f"remove container {container.short_id}"), contextlib.suppress(docker.errors.NotFound):
-            container.remove(force=True, v=True)
+        with engine.asked(f"remove container {container.short_id}"):
+            try:
+                container.remove(force=True, v=True)
+            except docker.errors.NotFound:
+                continue
+            except docker.errors.APIError as error:
+                if error.status_code != _IN_PROGRESS:
+                    raise
+                continue  # another command is reaping it
             removed.append(f"container {container.name}")
     with engine.asked("list volumes"):
         volumes = client.volumes.list(filters={"label": LABEL_OWNER})

@@ -15,6 +15,7 @@ from typing import Any
 
 import docker.errors
 import pytest
+import requests
 import requests.exceptions
 from fakes import no_engine as no_engine  # noqa: PLC0414  # a fixture
 
@@ -132,6 +133,22 @@ def test_what_belongs_to_the_living_stays() -> None:
     assert mine.calls == my_volume.calls == []
     assert dead.calls == ["unpause", "remove"]
     assert released == [("dead", 42), ("vanished", 42)], "a frozen container is thawed first"
+
+
+def test_what_another_command_is_removing_already_is_left_to_it() -> None:
+    class Contested(Item):
+        status = 409
+
+        def remove(self, **_: object) -> None:
+            response = requests.Response()
+            response.status_code = self.status
+            raise docker.errors.APIError("removal of container c is already in progress", response=response)
+
+    contested = Contested("contested", "1:1.00:another-boot")
+    assert reap(engine_with([contested], []), release=lambda *_: None) == []
+    contested.status = 500
+    with pytest.raises(EngineError, match="remove container"):
+        reap(engine_with([contested], []), release=lambda *_: None)
 
 
 def test_everything_means_the_living_too() -> None:
