@@ -111,6 +111,8 @@ class Invocation:
     """What was not measured or not enforced in this invocation, and why: one sentence each."""
     payload: bytes | None = field(default=None, repr=False, compare=False, metadata={"kept": False})
     """The answer's bytes as the function gave them, while the process lasts; documents hold ``response`` alone."""
+    pool_ms: float | None = field(default=None, compare=False, metadata={"kept": False})
+    """How long the pool had the request: a container's start, the freeze and the record included. In no document."""
 
     def as_dict(self) -> dict[str, Any]:
         """The record as JSON types, in the order of the fields."""

@@ -130,7 +130,7 @@ class HungryStand(FakeStand):
         super().__init__()
         self.needs_mb = needs_mb
 
-    def sandbox(self, asked: Any = None) -> Any:
+    def sandbox(self, asked: Any = None, *, provisioned: bool = False) -> Any:
         self.make_cell = lambda: Hungry(self, self.needs_mb)
         sandbox = super().sandbox(asked)
         cell = self.cells[-1]
