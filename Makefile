@@ -12,11 +12,14 @@ PYTEST_ARGS ?=
 APT_PACKAGES := ca-certificates docker.io e2fsprogs mmdebstrap mount debian-archive-keyring
 
 .DEFAULT_GOAL := help
-.PHONY: help venv engine images browser demo test lint clean
+.PHONY: help venv engine images samples browser demo test lint clean database database-stop
 
 help:
 	@echo "make demo   set up, then show what the harness does"
 	@echo "make test   set up, then run all tests"
+	@echo "make samples         install what the sample functions need besides git"
+	@echo "make database        start a PostgreSQL server for the sample that connects to one"
+	@echo "make database-stop   remove it with all its data"
 	@echo "make lint   ruff and mypy"
 	@echo "make clean  remove what the tools left in this folder (not $(VENV), not the images)"
 
@@ -32,15 +35,26 @@ images: engine
 demo: images
 	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/demo.sh
 
+# A PostgreSQL server for sample_functions/database_connection_python, in a container of its own.
+database: images
+	@scripts/database.sh start $(BIN)/python
+
+database-stop: venv
+	@scripts/database.sh stop $(BIN)/python
+
+samples: venv
+	@scripts/samples.sh $(BIN)/python
+
 browser:
 	@scripts/browser.sh
 
 # The tests' own exit status counts; the coverage is told either way.
-test: images browser
+test: images browser samples
 	@rm -f .coverage .coverage.*
 	@status=0; \
 	$(BIN)/coverage run -m pytest -n 2 --dist worksteal $(PYTEST_ARGS) tests/unit tests/reports || status=$$?; \
 	$(BIN)/coverage run -m pytest $(PYTEST_ARGS) tests/engine || status=$$?; \
+	$(BIN)/coverage run -m pytest $(PYTEST_ARGS) tests/docs || status=$$?; \
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report || [ $$status -ne 0 ] || status=1; \
 	exit $$status
 
