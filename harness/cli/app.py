@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from harness.cli import clean, cost, doctor, images, invoke, leak, load, oom, runs, sweep, warm
+from harness.cli import clean, cost, doctor, images, invoke, leak, load, logs, oom, runs, serve, sweep, warm
 
 app = typer.Typer(
     name="lambda-harness",
@@ -25,6 +25,8 @@ app.command("oom")(oom.oom)
 app.command("load")(load.load)
 app.command("cost")(cost.cost)
 app.add_typer(runs.app, name="runs")
+app.command("serve")(serve.serve)
+app.add_typer(logs.app, name="logs")
 app.command("clean")(clean.clean)
 
 
