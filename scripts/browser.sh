@@ -1,14 +1,21 @@
 #!/bin/sh
-# Sees to it that the browser which the report tests open is there: on Debian and Ubuntu as root it is installed.
+# Sees to it that the browser which the tests of reports and of the service's page open is there, and the driver that
+# steers it: on Debian and Ubuntu as root they are installed.
 set -eu
 say() { echo "browser: $*" >&2; }
+missing=""
+browser=""
 for name in chromium chromium-browser google-chrome; do
-    if command -v "$name" > /dev/null; then exit 0; fi
+    if command -v "$name" > /dev/null; then browser=$name; fi
 done
+if [ -z "$browser" ]; then missing="chromium"; fi
+if ! command -v chromedriver > /dev/null; then missing="$missing chromium-driver"; fi
+if [ -z "$missing" ]; then exit 0; fi
 if command -v apt-get > /dev/null && [ "$(id -u)" = 0 ]; then
-    say "installing chromium from the distribution, for the tests of reports"
+    say "installing from the distribution, for the tests that open pages:" $missing
     apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install --yes -qq --no-install-recommends chromium > /dev/null
+    # shellcheck disable=SC2086  # several packages
+    DEBIAN_FRONTEND=noninteractive apt-get install --yes -qq --no-install-recommends $missing > /dev/null
 else
-    say "no Chromium: install it (Debian: apt-get install chromium), or the tests that open reports are left out, and named"
+    say "install (Debian's names):" $missing "- or the tests that open pages are left out, and named"
 fi
