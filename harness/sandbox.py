@@ -412,7 +412,10 @@ class Sandbox:
         if isinstance(self._phase, lifecycle.Created | lifecycle.ShutDown):
             return None
         reach: Reach | None = getattr(self._cell, "reach", None)
-        return None if reach is None else reach.resident_bytes()
+        try:
+            return None if reach is None else reach.resident_bytes()
+        except (HarnessError, OSError):
+            return None  # it ends just now
 
     def start(self) -> None:
         assert isinstance(self._phase, lifecycle.Created)  # noqa: S101  # a programming error, not a user's
