@@ -109,10 +109,9 @@ class Rooms:
 def build(rooms: Rooms, *, host: str) -> ASGIApp:
     """The whole application, for a service that listens on ``host``."""
     lambda_api = _LambdaApi(rooms)
-    routes = [*rooms.pages, Route("/_harness/code/{name}", _code(rooms)), Route("/{path:path}", lambda_api)]
-    app = Starlette(routes=routes)
+    pages = Starlette(routes=[*rooms.pages, Route("/_harness/code/{name}", _code(rooms))])
     return Guard(
-        _Front(app, _FunctionUrls(rooms, lambda_api)),
+        _Front(pages, lambda_api, _FunctionUrls(rooms, lambda_api)),
         host=host,
         refused=lambda why: rooms.say(f"refused: {why}"),
     )
@@ -130,10 +129,15 @@ def _code(rooms: Rooms) -> Callable[[Request], Awaitable[Response]]:
 
 
 class _Front:
-    """Parts function URLs from the rest, and holds the bodies that go to the page's routes within bounds."""
+    """Parts pages, Lambda's API and function URLs, and holds the bodies that go to the pages' routes within bounds.
 
-    def __init__(self, app: ASGIApp, function_urls: ASGIApp) -> None:
-        self._app = app
+    Lambda's API does not go through Starlette's router and its layers of middleware: it has a router of its own, AWS's
+    model, and they would double what the event loop does for an invocation.
+    """
+
+    def __init__(self, pages: ASGIApp, lambda_api: ASGIApp, function_urls: ASGIApp) -> None:
+        self._pages = pages
+        self._lambda_api = lambda_api
         self._function_urls = function_urls
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -141,10 +145,12 @@ class _Front:
             return
         if url_id(scope) is not None:
             await self._function_urls(scope, receive, send)
-        elif scope["path"].startswith("/_harness/") and scope["method"] not in ("GET", "HEAD"):
-            await self._bounded(scope, receive, send)
+        elif scope["path"] != "/" and not scope["path"].startswith("/_harness/"):
+            await self._lambda_api(scope, receive, send)
+        elif scope["method"] in ("GET", "HEAD"):
+            await self._pages(scope, receive, send)
         else:
-            await self._app(scope, receive, send)
+            await self._bounded(scope, receive, send)
 
     async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -163,7 +169,7 @@ class _Front:
             given = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        await self._app(scope, again, send)
+        await self._pages(scope, again, send)
 
 
 class _Worker:
