@@ -28,6 +28,7 @@ from harness.engine.client import LABEL_OWNER, owner, owner_is_gone, owner_label
 from harness.engine.relay_mount import RIE_PATH
 from harness.errors import EngineError, NotMeasurable
 from harness.function import DirectoryCode, Function
+from harness.function.model import DEFAULT_REGION
 from harness.rie import INVOCATION_PATH
 from harness.tiers import tier
 
@@ -346,7 +347,7 @@ def sam(executable: Path, function: Function, image_reference: str, folder: Path
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_DEFAULT_REGION": environment.REGION,
+        "AWS_DEFAULT_REGION": DEFAULT_REGION,
     }
     try:
         command("docker", "build", "--quiet", "--tag", image, str(context), env={**os.environ, "DOCKER_BUILDKIT": "0"})

@@ -112,6 +112,11 @@ class Service:
             started=started,
         )
 
+    def _tell(self, text: str) -> None:
+        """Say it in the log and on the page."""
+        self._say(text)
+        self.feed.message(text, level="warning" if text.startswith(("warning", "refused")) else "info")
+
     def _open(self) -> None:
         settings, enter = self.settings, self._undo.enter_context
         # First what fails fast and costs nothing: nobody should wait for an engine to hear that the port is taken.
@@ -142,7 +147,7 @@ class Service:
                 pull=settings.pull,
                 retry_scale=settings.retry_scale,
                 data_dir=self.data,
-                progress=self._say,
+                progress=self._tell,
             )
         )
         # Before the dispatcher is closed: a preparation that it refused then would make a function fail for good.
@@ -161,7 +166,7 @@ class Service:
             pages=pages.routes(self.feed, store=store),
             code_of=code_store.path,
             sampled=receivers is not None and "xray" in receivers.kinds,
-            say=self._say,
+            say=self._tell,
             recorded=self.feed.recorded,
             account_concurrency=settings.account_concurrency,
         )
@@ -173,7 +178,7 @@ class Service:
         if vantage != "host":
             why = f"receivers cannot be reached from inside the containers on vantage {vantage}"
             if wanted is not None:
-                raise NotMeasurable(why, remedy="use the vantage host, or --no-receivers")
+                raise NotMeasurable(why, remedy="use the vantage host, or --receivers none")
             self._say(f"warning: {why}: metrics and traces of functions are not received")
             return None
         metrics = self._undo.enter_context(_Lines(self.data / "metrics.jsonl"))
