@@ -115,7 +115,7 @@ def _kinds(asked: str | None) -> tuple[str, ...] | None:
 def _introduce(service: Service, say: Say) -> None:
     say(f"serving Lambda on {service.url} (region {service.settings.region}); its page: {service.url}/")
     say("point clients at it (they want keys, any will do):")
-    say(f"  export AWS_ENDPOINT_URL_LAMBDA={service.url} AWS_REGION={service.settings.region}")
+    say(f"  export AWS_ENDPOINT_URL_LAMBDA={service.url} AWS_DEFAULT_REGION={service.settings.region}")
     say("  export AWS_ACCESS_KEY_ID=any AWS_SECRET_ACCESS_KEY=any")
     say(f"data: {service.data}; Ctrl-C ends it")
 

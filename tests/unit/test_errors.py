@@ -17,6 +17,7 @@ EXIT_CODES = {
     "LimitError": 4,
     "SandboxGone": 4,
     "FunctionFailed": 5,
+    "InitFailed": 5,
     "FunctionTimedOut": 6,
     "OutOfMemory": 7,
     "ThresholdNotMet": 8,
