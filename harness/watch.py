@@ -124,6 +124,7 @@ class Watch(threading.Thread):
         self._sample_ns = int(sample_s * 1e9)
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._pipe_closed = False
         self._frames, self._stdout, self._stderr = Frames(), Lines(), Lines()
         self._pairs: dict[socket.socket, tuple[socket.socket, Relay, bool]] = {}
         self._listener: socket.socket | None = None
@@ -210,8 +211,10 @@ class Watch(threading.Thread):
             self.join(timeout=5)
 
     def _wake(self) -> None:
-        with contextlib.suppress(OSError):
-            os.write(self._wake_write, b"x")
+        # Once closed, the descriptor's number may be another file's.
+        with self._changed, contextlib.suppress(OSError):
+            if not self._pipe_closed:
+                os.write(self._wake_write, b"x")
 
     # -- the thread -------------------------------------------------------------------------------------------------
 
@@ -250,8 +253,9 @@ class Watch(threading.Thread):
         self._selector.close()
         with contextlib.suppress(OSError):
             self._log_socket.close()
-        for descriptor in (self._wake_read, self._wake_write):
-            with contextlib.suppress(OSError):
+        with self._changed:
+            self._pipe_closed = True
+            for descriptor in (self._wake_read, self._wake_write):
                 os.close(descriptor)
 
     def _woken(self) -> None:

@@ -110,6 +110,7 @@ def build(rooms: Rooms, *, host: str) -> ASGIApp:
     """The whole application, for a service that listens on ``host``."""
     lambda_api = _LambdaApi(rooms)
     pages = Starlette(routes=[*rooms.pages, Route("/_harness/code/{name}", _code(rooms))])
+    pages.state.lambda_api = lambda_api  # for the page's bursts: its own routes do not lead there
     return Guard(
         _Front(pages, lambda_api, _FunctionUrls(rooms, lambda_api)),
         host=host,
@@ -362,9 +363,11 @@ class _FunctionUrls:
         def run() -> urls.Reply:
             target = self._rooms.registry.resolve(config.function_name, config.qualifier or None)
             now = datetime.datetime.now(datetime.UTC)
-            event = urls.event(asked, request_id=request_id, trace_header=trace.header, now=now)
+            event = json.dumps(urls.event(asked, request_id=request_id, trace_header=trace.header, now=now)).encode()
+            if len(event) > MAX_EVENT_BYTES:  # as base64 a body is a third larger
+                raise BodyTooLarge(MAX_EVENT_BYTES, drained=True)
             context = RequestContext(request_id=request_id, invoked_arn=target.invoked_arn, trace=trace)
-            record = self._api.run(target, json.dumps(event).encode(), context)
+            record = self._api.run(target, event, context)
             return urls.reply(record, _payload(record))
 
         answer = urls.with_cors(await self._api.invoking(run), cors, asked.first("origin"))

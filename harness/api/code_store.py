@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -30,6 +31,8 @@ MAX_ZIPPED_BYTES = 52_428_800
 """A deployment package that is uploaded directly [Lambda quotas: "50 MB (zipped, for direct upload)"]."""
 
 _DAMAGED = "Could not unzip uploaded file. Please check your file, then try to upload again."
+_DEEPEST = 200
+"""Directories below one another: what removes a tree goes down it by recursion (Python before 3.13)."""
 _INCOMING = "incoming-"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -179,17 +182,24 @@ def _judged(zipped: Path, into: Path) -> int:
         size = archive.unzipped_bytes(zipped)
         if size > archive.MAX_UNZIPPED_BYTES:
             raise invalid(f"Unzipped size must be smaller than {archive.MAX_UNZIPPED_BYTES} bytes")
-        if not _entries(zipped):
+        names = _names(zipped)
+        if not names:
             raise invalid("Uploaded file must be a non-empty zip")
+        if any(name.count("/") > _DEEPEST for name in names):
+            raise invalid(f"{_DAMAGED} (the package: an entry lies beneath more than {_DEEPEST} directories)")
         return archive.extract(zipped, into)
     except InvalidFunction as error:
         why = str(error).replace(str(zipped), "the package")
         raise invalid(f"{_DAMAGED} ({why})") from error
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise invalid(f"{_DAMAGED} (the package: an entry's name is longer than a file's may be)") from error
 
 
-def _entries(zipped: Path) -> int:
+def _names(zipped: Path) -> list[str]:
     with zipfile.ZipFile(zipped) as found:
-        return len(found.infolist())
+        return found.namelist()
 
 
 def zip_of(directory: Path) -> bytes:

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from harness.api.reload import Reloader
 from harness.context import RequestContext
 from harness.document import describe_function
 from harness.engine.client import ENGINE_FAILURES, LABEL_OWNER, LABEL_SANDBOX, Engine, owner
-from harness.errors import EngineError, HarnessError, InvalidInput
+from harness.errors import EngineError, HarnessError, InvalidInput, SandboxGone
 from harness.function import DirectoryCode, Function
 from harness.invocation import Invocation, Outcome
 from harness.pool import ACCOUNT_LIMIT, FUNCTION_LIMIT, MemoryBudget, Pool, spare_memory_bytes, throttled
@@ -48,6 +48,8 @@ RUN_KIND = "serve"
 OpenStand = Callable[[Function], AbstractContextManager[Stand]]
 _Key = tuple[str, str, str]
 
+_ENDED_WITH_US = frozenset({Outcome.RUNTIME_EXIT, Outcome.INIT_ERROR})
+"""What the end of a sandbox looks like to the request in it."""
 _TICK_S = 5.0
 _BACKGROUND_THREADS = 4
 _WATCH_PATIENCE_S = 2.0
@@ -344,7 +346,7 @@ class Dispatcher:
                 lease = pool.lease()
                 if lease is None:
                     return pool.throttled(context, reason=ACCOUNT_LIMIT)
-                record = lease.invoke(event, context=context)
+                record = self._unless_ended(lease.invoke(event, context=context))
             except EngineError:
                 # What the stand is made of may be gone: its image, its directories.
                 self._retire(deployment)
@@ -354,6 +356,23 @@ class Dispatcher:
         if record.outcome is Outcome.ENGINE_ERROR:
             self._muster(begun)
         return record
+
+    def _unless_ended(self, record: Invocation) -> Invocation:
+        """A runtime that is killed because the service ends looks like one that exited: that is no error of the function."""
+        if not self._closed.is_set() or record.outcome not in _ENDED_WITH_US:
+            return record
+        why = "the service ended while the function ran"
+        return replace(
+            record,
+            outcome=Outcome.ENGINE_ERROR,
+            error_type=SandboxGone.__name__,
+            error_message=why,
+            response=None,
+            response_bytes=None,
+            payload=None,
+            report="",
+            notes=(*record.notes, why),
+        )
 
     def enqueue(self, target: Target, event: bytes, context: RequestContext) -> None:
         """Accept an asynchronous invocation; it is in the store on return."""

@@ -185,11 +185,13 @@ async def _burst(request: Request) -> Response:
     """
     try:
         wanted = _wanted(json.loads(await request.body()))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         return JSONResponse({"message": f"not a burst: {error}"}, 400, headers=_ALWAYS)
     host = request.headers.get("host", "127.0.0.1")
     return StreamingResponse(
-        _answers(request.app, host, **wanted), media_type="application/x-ndjson", headers=_uncached()
+        _answers(getattr(request.app.state, "lambda_api", request.app), host, **wanted),
+        media_type="application/x-ndjson",
+        headers=_uncached(),
     )
 
 
@@ -205,11 +207,21 @@ def _wanted(found: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("the event is larger than 6 MB")
     return {
         "path": path,
-        "headers": {str(name): str(value) for name, value in headers.items() if name.lower().startswith("x-amz-")},
+        "headers": {
+            _letters(name): _letters(value) for name, value in headers.items() if name.lower().startswith("x-amz-")
+        },
         "event": event,
         "count": count,
         "concurrency": min(count, concurrency),
     }
+
+
+def _letters(found: Any) -> str:
+    """A header's name or value; what is none would keep an invocation from being made."""
+    text = str(found)
+    if not text.isascii() or not text.isprintable():
+        raise ValueError("a header holds more than the printable letters of ASCII")
+    return text
 
 
 async def _answers(
@@ -227,7 +239,7 @@ async def _answers(
                 before = time.monotonic()
                 try:
                     answer = await client.post(path, content=event, headers=headers)
-                except (httpx.HTTPError, httpx.InvalidURL) as error:
+                except Exception as error:  # noqa: BLE001  # a number without an answer would be waited for for ever
                     await answers.put({"number": number, "status": 502, "headers": {}, "ms": 0, "text": str(error)})
                     continue
                 told = {name: answer.headers.get(name) for name in _TOLD if name in answer.headers}

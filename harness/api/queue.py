@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import heapq
 import itertools
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -230,8 +231,7 @@ class AsyncQueue:
         elif outcome in (Outcome.THROTTLED, Outcome.ENGINE_ERROR):
             if self._closing and outcome is Outcome.ENGINE_ERROR:
                 return  # its sandbox was ended under it, by us: the next process begins anew
-            backoff_s = min(_FIRST_BACKOFF_S * 2**item.refusals, _LONGEST_BACKOFF_S)
-            self._again(replace(item, refusals=item.refusals + 1), backoff_s, attempt)
+            self._again(replace(item, refusals=item.refusals + 1), _backoff_s(item.refusals), attempt)
         else:
             item = replace(item, attempts=item.attempts + 1, refusals=0)
             if item.attempts > self._retries(item):
@@ -326,6 +326,12 @@ class AsyncQueue:
         with self._changed:
             heapq.heappush(self._waiting, (due_at, next(self._order), key))
             self._changed.notify_all()
+
+
+def _backoff_s(refusals: int) -> float:
+    """Up to twice as long, by chance: events that were refused together would be refused together again."""
+    least_s = min(_FIRST_BACKOFF_S * float(2 ** min(refusals, 30)), _LONGEST_BACKOFF_S / 2)
+    return least_s * (1.0 + random.random())  # noqa: S311  # nothing is kept secret by it
 
 
 def _attempted(target: Target) -> _Attempt:

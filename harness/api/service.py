@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 DEFAULT_PORT = 4577
 _RECEIVED_FILE_BYTES = 64 * 1024 * 1024
 """At which metrics.jsonl and traces.jsonl are turned."""
+_KEPT_SEGMENTS = 1000
+"""The page and the file have had them by then."""
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -193,7 +195,12 @@ class Service:
             traces.write([found])
 
         return self._undo.enter_context(
-            Receivers(KINDS if wanted is None else wanted, on_metrics=on_metrics, on_segment=on_segment)
+            Receivers(
+                KINDS if wanted is None else wanted,
+                on_metrics=on_metrics,
+                on_segment=on_segment,
+                most_segments=_KEPT_SEGMENTS,
+            )
         )
 
 

@@ -396,7 +396,9 @@ def _measure(
             with contextlib.suppress(HarnessError):  # the error that ended the run is the one to hear about
                 # Signals are no `Exception`, whatever class they come as.
                 stopped = isinstance(error, Interrupted) or not isinstance(error, Exception)
-                run.finish("interrupted" if stopped else "failed", findings_of(records, reading, stored) if records else None)
+                run.finish(
+                    "interrupted" if stopped else "failed", findings_of(records, reading, stored) if records else None
+                )
             if records:
                 talk.note(
                     f"{len(records)} invocations are kept as run {run.run_id}: 'lambda-harness runs show {run.run_id}'"

@@ -93,9 +93,10 @@ class _Stream:
         stamp = _stamp(when)
         data = "".join(f"{stamp} {line}\n" for line in lines).encode("utf-8", errors="replace")
         if self._size and self._size + len(data) > self._limit:
-            os.close(self._descriptor)
+            # Turned before the old file is let go: what fails here leaves a descriptor that is still ours.
             self._path.replace(self._path.with_name(self._path.name + ".1"))
-            self._descriptor, self._size = self._opened(), 0
+            full, self._descriptor, self._size = self._descriptor, self._opened(), 0
+            os.close(full)
         self._size += os.write(self._descriptor, data)
 
     def close(self) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 KINDS = ("cloudwatch", "xray")
 HOST = "127.0.0.1"
+MOST_SEGMENTS = 50_000
 _MOST_METRICS = 100_000
 _MOST_UNATTRIBUTED = 10_000
 _MOST_WARNINGS = 200
@@ -69,6 +70,7 @@ class Receivers:
         on_segment: Called with each segment document as it comes in, those that Lambda itself would send included.
         ports: Others than usual, for sandboxes that share a namespace; 0 takes a free one.
         bounds: Limits of connections, sizes and times.
+        most_segments: How many are kept for `xray`; whoever takes them by ``on_segment`` needs few.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Receivers:
         on_segment: OnSegment | None = None,
         ports: Ports | None = None,
         bounds: Bounds | None = None,
+        most_segments: int = MOST_SEGMENTS,
     ) -> None:
         unknown = sorted(set(kinds) - set(KINDS))
         if unknown:
@@ -93,7 +96,7 @@ class Receivers:
         self._metrics: deque[dict[str, Any]] = deque(maxlen=_MOST_METRICS)
         self._metrics_dropped = 0
         self._unattributed: dict[str, deque[tuple[datetime.datetime, dict[str, Any]]]] = {}
-        self._traces = xray.Traces()
+        self._traces = xray.Traces(most_segments=most_segments)
         self._warnings: dict[str, int] = {}
 
     def __enter__(self) -> Self:

@@ -17,7 +17,9 @@ from botocore.eventstream import EventStreamBuffer
 from botocore.parsers import create_parser
 
 from harness.api import app as service
+from harness.api import pages
 from harness.api.faults import conflict, function_not_found
+from harness.api.feed import Feed
 from harness.api.model import Configuration, FunctionVersion, Package, Target, UrlConfig
 from harness.context import RequestContext
 from harness.errors import EngineError
@@ -193,6 +195,14 @@ def test_the_version_that_an_alias_chose_is_named(lambda_service: Service, funct
     answer = lambda_service.invoke(query="?Qualifier=live")
     assert answer.headers["x-amz-executed-version"] == "3"
     assert functions.seen[0].invoked_arn == "arn:aws:lambda:us-east-1:000000000000:function:f:live"
+
+
+def test_a_burst_of_the_page_reaches_the_function(functions: Functions) -> None:
+    with Feed() as feed:
+        wanted = {"path": "/2015-03-31/functions/f/invocations", "event": '{"a":1}', "count": 3, "concurrency": 2}
+        answer = Service(functions, pages=pages.routes(feed)).ask("POST", "/_harness/burst", json=wanted)
+    found = [json.loads(line) for line in answer.text.splitlines()]
+    assert [(one["status"], one["text"]) for one in found] == [(200, '{"a":1}')] * 3
 
 
 def test_a_function_that_failed_is_a_200_with_the_error_header(lambda_service: Service, functions: Functions) -> None:
@@ -396,6 +406,14 @@ def test_a_function_url_is_reached_by_its_name_and_by_its_path(lambda_service: S
         assert found["requestContext"]["requestId"] == answer.headers["x-amzn-requestid"]
     assert "content-security-policy" not in by_name.headers
     assert by_path.headers["content-security-policy"].startswith("sandbox")
+
+
+def test_a_body_that_is_too_large_as_base64_is_told_so(lambda_service: Service, functions: Functions) -> None:
+    binary = {"content-type": "application/octet-stream"}
+    assert lambda_service.ask("POST", f"{URL}/", content=bytes(4 * MIB), headers=binary).status_code == 200
+    answer = lambda_service.ask("POST", f"{URL}/", content=bytes(5 * MIB), headers=binary)
+    assert answer.status_code == 413
+    assert len(functions.seen) == 1
 
 
 def test_a_function_url_that_does_not_exist_is_forbidden(lambda_service: Service, functions: Functions) -> None:

@@ -480,6 +480,9 @@ def test_a_burst_goes_through_the_lambda_api_as_many_at_once_as_asked(
         {"concurrency": 10_000},
         {"path": "/_harness/burst"},
         {"event": None, "count": "x"},
+        {"headers": [1]},
+        {"headers": {"x-amz-a": "b\r\nc: d"}},
+        {"headers": {"x-amz-\u4e2d": "b"}},
     ],
 )
 def test_a_burst_of_anything_else_is_refused(
@@ -487,5 +490,6 @@ def test_a_burst_of_anything_else_is_refused(
 ) -> None:
     wanted = {"path": "/2015-03-31/functions/orders/invocations", "event": "{}", "count": 1, "concurrency": 1}
     assert client.post("/_harness/burst", json=wanted | wrong).status_code == 400
-    assert client.post("/_harness/burst", content=b"[").status_code == 400
+    for body in (b"[", b'{"a":' * 100_000, json.dumps(wanted | {"count": float("inf")}).encode()):
+        assert client.post("/_harness/burst", content=body).status_code == 400
     assert service.invoked == []

@@ -354,6 +354,8 @@ def archive_of(*entries: tuple[str, int, bytes]) -> bytes:
         archive_of(("/etc/passwd", 0o100644, b"x")),
         archive_of(("link", 0o120777, b"/etc/passwd")),
         archive_of(("pipe", 0o010644, b"")),
+        archive_of(("n" * 300, 0o100644, b"")),
+        archive_of(("d/" * 1500 + "x", 0o100644, b"")),
         zipped()[:-30],
     ],
 )

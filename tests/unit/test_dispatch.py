@@ -436,6 +436,36 @@ def test_requests_that_are_under_way_when_the_service_ends_do_not_hang(service: 
         service.invoke()
 
 
+@pytest.mark.parametrize("do", ["crash", "succeed"])
+def test_a_function_that_the_end_of_the_service_killed_has_not_failed(service: Service, do: str) -> None:
+    service.registry.configure("probe", maximum_retry_attempts=0)
+    with service.running() as dispatcher:
+        begun, go = threading.Event(), threading.Event()
+
+        def meanwhile() -> None:
+            begun.set()
+            assert go.wait(10)
+
+        service.stands.make_cell = lambda: FakeCell(while_requesting=meanwhile)
+        context = RequestContext()
+        dispatcher.enqueue(service.registry.resolve("probe"), event(do), context)
+        assert begun.wait(10)
+        dispatcher._closed.set()
+        dispatcher.queue.stop()
+        go.set()
+        until(lambda: not dispatcher.queue._running, "the attempt is over")
+        dispatcher._closed.clear()
+    waiting = service.store.documents(COLLECTION)
+    [record] = service.records()
+    if do == "crash":
+        # The next service makes the attempt again.
+        assert [each["attempts"] for each in waiting.values()] == [0]
+        assert (record.outcome, record.error_type, record.report) == (Outcome.ENGINE_ERROR, "SandboxGone", "")
+    else:
+        assert waiting == {}
+        assert record.outcome is Outcome.SUCCESS
+
+
 # -- asynchronous invocations -------------------------------------------------------------------------------------------
 
 

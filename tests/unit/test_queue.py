@@ -16,7 +16,7 @@ from fakes_service import FakeRegistry, until
 
 from harness.api.destinations import Destinations
 from harness.api.model import Target
-from harness.api.queue import COLLECTION, AsyncQueue, Rules
+from harness.api.queue import COLLECTION, AsyncQueue, Rules, _backoff_s
 from harness.context import RequestContext, Trace
 from harness.errors import EngineError
 from harness.invocation import Invocation, Outcome
@@ -159,6 +159,21 @@ def test_what_did_not_reach_the_function_goes_back_into_the_queue(lab: Lab, trou
     waits = [after - before for before, after in zip(lab.invoker.at, lab.invoker.at[1:], strict=False)]
     assert all(wait >= 2e-3 * 2**number for number, wait in enumerate(waits))
     assert lab.told(SUCCESSES)[0]["requestContext"]["approximateInvokeCount"] == 1
+
+
+def test_events_that_were_refused_together_do_not_all_come_back_together(lab: Lab) -> None:
+    lab.invoker.outcomes = [Outcome.THROTTLED]
+    queue = lab.queue(scale=1000.0)
+    for _ in range(20):
+        lab.put(queue)
+    until(lambda: len(lab.invoker.seen) == 20 and not queue._running, "each was tried once")
+    waits = [found["due_at"] - found["accepted_at"] for found in lab.store.documents(COLLECTION).values()]
+    assert all(1000 <= wait < 2100 for wait in waits)
+    assert max(waits) - min(waits) > 100
+
+
+def test_no_backoff_is_longer_than_five_minutes() -> None:
+    assert all(150 <= _backoff_s(refusals) <= 300 for refusals in (9, 30, 5000))
 
 
 def test_an_event_that_would_be_too_old_is_over(lab: Lab) -> None:
