@@ -30,11 +30,14 @@ Option = Annotated[
 
 def kinds(asked: str | None, function: Function) -> tuple[str, ...]:
     """Which receivers to open; `UsageError` for one that is none."""
+    return function.receivers if asked is None else named(asked)
+
+
+def named(asked: str) -> tuple[str, ...]:
+    """The receivers that the option names; `UsageError` for one that is none."""
     from harness.errors import UsageError
     from harness.function import RECEIVERS
 
-    if asked is None:
-        return function.receivers
     if asked == NONE:
         return ()
     found = tuple(dict.fromkeys(each.strip() for each in asked.split(",")))

@@ -82,7 +82,7 @@ def serve(
         vantage=vantage,
         pull=not no_pull,
         store=store,
-        receivers=_kinds(receivers),
+        receivers=None if receivers is None else receiving.named(receivers),
         retry_scale=retry_scale,
         debug=None if debug_port is None else Debug(port=debug_port, wait=debug_wait),
     )
@@ -93,23 +93,6 @@ def serve(
         if debug_port is not None:
             say(f"debugging at 127.0.0.1:{debug_port}: {NOTE}")
         service.run(lambda: _introduce(service, say))
-
-
-def _kinds(asked: str | None) -> tuple[str, ...] | None:
-    """Which receivers to open; None: those that can be."""
-    from harness.errors import UsageError
-    from harness.receivers.server import KINDS
-
-    if asked is None:
-        return None
-    found = () if asked == receiving.NONE else tuple(dict.fromkeys(each.strip() for each in asked.split(",")))
-    unknown = [each for each in found if each not in KINDS]
-    if unknown:
-        raise UsageError(
-            f"--receivers {asked!r} names {unknown[0]!r}, which is no receiver",
-            remedy=f"choose from {', '.join(KINDS)}, or {receiving.NONE}",
-        )
-    return found
 
 
 def _introduce(service: Service, say: Say) -> None:
