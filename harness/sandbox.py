@@ -46,6 +46,8 @@ PROVISIONED = "provisioned-concurrency"
 INIT_LIMIT_S = 10.0
 """Lambda ends an init after this long and tries again inside the first invocation [AWS developer guide]."""
 
+SAMPLE_S = 0.02
+"""How often memory is looked at while the runtime works, for what the kernel's marks do not tell: children that are gone."""
 _GRACE_S = 30.0
 """How much longer than every limit the RIE may take before it is given up."""
 _LOG_PATIENCE_S = 0.5
@@ -102,7 +104,7 @@ class Surroundings:
     debug: Debug | None = None
     initialization_type: str = "on-demand"
     freeze: bool = True
-    sample_s: float = 0.02
+    sample_s: float = SAMPLE_S
 
 
 class CpuBoard:

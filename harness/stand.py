@@ -25,7 +25,7 @@ from harness.engine.images import ResolvedImage
 from harness.errors import EngineError, UsageError
 from harness.function import Function, ImageCode, Package
 from harness.observer import Observer
-from harness.sandbox import PROVISIONED, CpuBoard, Sandbox, Surroundings
+from harness.sandbox import PROVISIONED, SAMPLE_S, CpuBoard, Sandbox, Surroundings
 from harness.tiers import tier
 from harness.vantage import Vantage
 from harness.vantage.api import ApiVantage
@@ -124,6 +124,7 @@ class Stand:
         observer: Observer | None = None,
         receivers: Receivers | None = None,
         debug: Debug | None = None,
+        sample_s: float = SAMPLE_S,
         progress: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.function = function
@@ -135,6 +136,7 @@ class Stand:
         self._observer = observer or Observer()
         self._receivers = receivers
         self._debug = debug
+        self._sample_s = sample_s
         self._progress = progress
         self._undo = contextlib.ExitStack()
         self.engine: Engine
@@ -188,6 +190,7 @@ class Stand:
             observer=self._observer,
             receivers=self._receivers,
             debug=self._debug,
+            sample_s=self._sample_s,
             freeze=self._freeze and self._debug is None,
         )
 

@@ -50,6 +50,8 @@ _Key = tuple[str, str, str]
 
 _ENDED_WITH_US = frozenset({Outcome.RUNTIME_EXIT, Outcome.INIT_ERROR})
 """What the end of a sandbox looks like to the request in it."""
+_SAMPLE_S = 0.1
+"""Less often than in experiments, which have few sandboxes at work: looking takes time from those who answer."""
 _TICK_S = 5.0
 _BACKGROUND_THREADS = 4
 _WATCH_PATIENCE_S = 2.0
@@ -230,6 +232,7 @@ class Dispatcher:
                 observer=observer,
                 debug=debug,
                 pull=pull,
+                sample_s=_SAMPLE_S,
                 progress=progress,
             )
         )

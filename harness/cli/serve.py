@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from harness.api.service import Service
 
 _LINES_WAITING = 10_000
+_WRITES_APART_S = 0.02
 
 
 def serve(
@@ -118,7 +119,9 @@ class Say:
     def __call__(self, text: str) -> None:
         try:
             # What clients sent may stand in it: one line stays one, and says nothing to the terminal.
-            shown = "".join(each if each.isprintable() or each == "\t" else " " for each in text)
+            shown = text
+            if not text.replace("\t", "").isprintable():
+                shown = "".join(each if each.isprintable() or each == "\t" else " " for each in text)
             self._lines.put_nowait(f"{time.strftime('%H:%M:%S')} {shown}")
         except queue.Full:
             self._left_out += 1
@@ -129,9 +132,19 @@ class Say:
         self._thread.join(timeout=2)
 
     def _write(self) -> None:
-        while (line := self._lines.get()) is not None:
+        going_on = True
+        while going_on:
+            lines = [self._lines.get()]
+            # Under load a thread that wakes for each line would take time from those who answer.
+            time.sleep(_WRITES_APART_S)
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    lines.append(self._lines.get_nowait())
+            going_on = None not in lines
+            told = "\n".join(line for line in lines if line is not None)
             with contextlib.suppress(OSError, ValueError):  # stderr was closed under us: serve on in silence
-                talk.note(line)
+                if told:
+                    talk.note(told)
                 if self._left_out:
                     left, self._left_out = self._left_out, 0
                     talk.note(f"({left} lines were left out)")
