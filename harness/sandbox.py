@@ -499,6 +499,8 @@ class Sandbox:
         try:
             freeze_after = self._around.freeze if freeze_after is None else freeze_after
             asked, context = context, self._traced(context or RequestContext())
+            if self._around.receivers is not None:
+                self._around.receivers.begin(self.id, self.function.name, context.request_id)
             record = self._invoke(event, context, freeze_after=freeze_after)
             if self._around.receivers is not None and context.trace is not None:
                 caller = asked.trace.parent_id if asked is not None and asked.trace is not None else None
@@ -651,12 +653,12 @@ class Sandbox:
         verdict = judge(exchange, answer, oom_kills=seen.oom_kills, request_id=request_id)
         suppressed = bool(exchange.inits) and exchange.inits[-1] != "init"
         phase = (PhaseInit.SUPPRESSED if suppressed else PhaseInit.INIT) if exchange.inits else None
-        init_ms = exchange.init_ms if exchange.inits[:1] == ["init"] else None
+        init_ms, init_notes = _init_ms(exchange)
         duration = _duration_ms(exchange, suppressed=suppressed)
         billed = None if duration is None else billed_ms(_cents(init_ms), _cents(duration) or 0.0)
         used = self._max_memory_used(seen, verdict)
         cost = None
-        if billed is not None:
+        if billed is not None and not self._initialised_ahead:
             cost = pricing.invocation_cost_usd(
                 self.function.memory_mb, billed, architecture=self.function.architecture, tmp_mb=self.function.tmp_mb
             )
@@ -704,14 +706,14 @@ class Sandbox:
             response_bytes=len(verdict.payload),
             log_tail=_log_tail(request_id, self.function.version, exchange, verdict, report),
             report=report,
-            notes=(*self._cell.notes, *seen.notes, *verdict.notes, *self._ahead_notes()),
+            notes=(*self._cell.notes, *seen.notes, *verdict.notes, *init_notes, *self._ahead_notes()),
             payload=verdict.payload,
         )
 
     def _ahead_notes(self) -> tuple[str, ...]:
         if not self._initialised_ahead:
             return ()
-        return ("initialised ahead of its requests; what provisioned concurrency costs is not in cost_usd",)
+        return ("no cost is given: it ran on provisioned concurrency, which has prices of its own",)
 
     def _max_memory_used(self, seen: Observation, verdict: Verdict) -> int | None:
         """What Lambda prints: the largest peak since the sandbox began; the memory size after an out-of-memory kill."""
@@ -747,6 +749,16 @@ def _is_to_be_asked_again(exchange: Exchange, answer: Answer) -> bool:
         and not exchange.overrun
         and exchange.inits[:1] in ([], ["init"])
     )
+
+
+def _init_ms(exchange: Exchange) -> tuple[float | None, tuple[str, ...]]:
+    """Lambda's Init Duration, and a note where the RIE's own figure did not come: a bill without its init would be wrong."""
+    if exchange.inits[:1] != ["init"] or exchange.init_ms is not None:
+        return exchange.init_ms if exchange.inits[:1] == ["init"] else None, ()
+    if exchange.inits != ["init"] or exchange.init_begun_ns is None or exchange.init_done_ns is None:
+        return None, ()
+    seen_ms = (exchange.init_done_ns - exchange.init_begun_ns) / 1e6
+    return seen_ms, ("init was timed from outside: the RIE's own figure did not come in time",)
 
 
 def _cents(value: float | None) -> float | None:

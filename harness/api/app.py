@@ -49,7 +49,7 @@ MAX_EVENT_BYTES = 6 * 1024 * 1024
 MAX_ASYNC_EVENT_BYTES = 1024 * 1024
 """[AWS Lambda quotas: 6 MB each for request and response, 1 MB for asynchronous invocations since October 2025]"""
 MAX_CLIENT_CONTEXT_BYTES = 3583
-"""Before base64 [API reference, Invoke]."""
+"""Of base64 [API reference, Invoke]."""
 MAX_PAGE_BODY_BYTES = 8 * 1024 * 1024
 _INVOKE, _INVOKE_STREAM, _INVOKE_ASYNC = "Invoke", "InvokeWithResponseStream", "InvokeAsync"
 _NAMES = {_INVOKE: "InvokeFunction", _INVOKE_STREAM: "InvokeWithResponseStream", _INVOKE_ASYNC: "InvokeAsync"}
@@ -410,15 +410,21 @@ def _client_context(given: str | None) -> str | None:
     """The caller's context as JSON text."""
     if not given:
         return None
+    if len(given) > MAX_CLIENT_CONTEXT_BYTES:
+        raise Fault(
+            "InvalidRequestContentException",
+            400,
+            f"Client context must be at most {MAX_CLIENT_CONTEXT_BYTES} bytes of Base64.",
+        )
     with contextlib.suppress(ValueError, binascii.Error, RecursionError):
         raw = base64.b64decode(given, validate=True)
         text = raw.decode()
-        if isinstance(json.loads(text), dict) and len(raw) <= MAX_CLIENT_CONTEXT_BYTES:
+        if isinstance(json.loads(text), dict):
             return text
     raise Fault(
         "InvalidRequestContentException",
         400,
-        f"Client context must be a valid Base64-encoded JSON object of at most {MAX_CLIENT_CONTEXT_BYTES} bytes.",
+        "Client context must be a valid Base64-encoded JSON object.",
     )
 
 

@@ -331,7 +331,8 @@ class Dispatcher:
         refused = self._concurrency.enter(version.function_name)
         if refused is not None:
             reason, why = refused
-            record = throttled(version.function(), context, reason=reason, why=why)
+            vantage = self._ground.vantage.name
+            record = throttled(version.function(), context, reason=reason, why=why, vantage=vantage)
         else:
             try:
                 record = self._invoke(version, event, context)

@@ -151,7 +151,7 @@ class AsyncQueue:
             event=event,
             accepted_at=now,
             due_at=now,
-            client_context=context.client_context,
+            client_context=None,  # Lambda hands it to synchronous invocations alone
             trace=context.trace.header if context.trace is not None else None,
             hops=hops,
         )
@@ -313,7 +313,7 @@ class AsyncQueue:
     def _deadline(self, item: _Item) -> float:
         config = self._config(item)
         age_s = MAX_AGE_S if config is None or config.maximum_event_age_s is None else config.maximum_event_age_s
-        return item.accepted_at + age_s * self._scale
+        return item.accepted_at + age_s
 
     def _keep(self, item: _Item) -> None:
         self._store.put_document(COLLECTION, item.request_id, item.as_dict())

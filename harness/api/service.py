@@ -131,7 +131,7 @@ class Service:
         ground = enter(Ground(vantage=settings.vantage))
         self.feed = enter(Feed(region=settings.region))
         receivers = self._receivers(ground.vantage.name)
-        log_files = enter(LogFiles(self.data / "logs"))
+        log_files = enter(LogFiles(self.data / "logs", say=self._tell))
         self.registry = Registry(
             store, code_store, region=settings.region, account_concurrency=settings.account_concurrency
         )
@@ -200,6 +200,7 @@ class Service:
                 on_metrics=on_metrics,
                 on_segment=on_segment,
                 most_segments=_KEPT_SEGMENTS,
+                on_warning=self._tell,
             )
         )
 

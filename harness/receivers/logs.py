@@ -106,12 +106,20 @@ class _Stream:
 class LogFiles(Observer):
     """Writes the log of every sandbox that it observes. A context manager; `close` closes the files that are open.
 
-    Raises nothing while it observes: `trouble` says what went wrong first, a full disk say.
+    Raises nothing while it observes: `trouble` holds what went wrong first, a full disk say, and ``say`` hears it.
     """
 
-    def __init__(self, folder: Path, *, stream_bytes: int = STREAM_BYTES, group_bytes: int = GROUP_BYTES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        stream_bytes: int = STREAM_BYTES,
+        group_bytes: int = GROUP_BYTES,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.folder = folder
         self.trouble: str | None = None
+        self._say = say
         self._stream_bytes, self._group_bytes = stream_bytes, group_bytes
         self._streams: dict[str, _Stream] = {}
         self._lock = threading.Lock()
@@ -174,7 +182,9 @@ class LogFiles(Observer):
                     stream = self._streams[sandbox.id] = self._begun(sandbox)
                 write(stream)
         except (OSError, InvalidInput) as error:
-            self.trouble = self.trouble or f"the log of function {sandbox.function.name} cannot be written: {error}"
+            if self.trouble is None:
+                self.trouble = f"the log of function {sandbox.function.name} cannot be written: {error}"
+                self._say(f"warning: {self.trouble}")
 
     def _begun(self, sandbox: Sandbox) -> _Stream:
         folder = _folder_of(self.folder, sandbox.function.name)

@@ -51,7 +51,10 @@ class Ports:
 class Attendance:
     """The open sockets of one sandbox. `close` reads what has arrived and closes them; safe to call twice."""
 
-    def __init__(self, sandbox_id: str, loop: Loop, addresses: dict[str, tuple[str, int]]) -> None:
+    def __init__(
+        self, sandbox_id: str, loop: Loop, addresses: dict[str, tuple[str, int]], forget: Callable[[], None]
+    ) -> None:
+        self._forget = forget
         self.sandbox_id = sandbox_id
         self.addresses = addresses
         """``xray`` (UDP and TCP) and ``cloudwatch`` (TCP), those that were opened; valid in the sandbox's namespace."""
@@ -59,6 +62,7 @@ class Attendance:
 
     def close(self) -> None:
         self._loop.remove(self.sandbox_id, timeout_s=_SETTLE_S)
+        self._forget()
 
 
 class Receivers:
@@ -70,6 +74,7 @@ class Receivers:
         on_segment: Called with each segment document as it comes in, those that Lambda itself would send included.
         ports: Others than usual, for sandboxes that share a namespace; 0 takes a free one.
         bounds: Limits of connections, sizes and times.
+        on_warning: Called with each of `warnings` when it comes for the first time.
         most_segments: How many are kept for `xray`; whoever takes them by ``on_segment`` needs few.
     """
 
@@ -82,6 +87,7 @@ class Receivers:
         ports: Ports | None = None,
         bounds: Bounds | None = None,
         most_segments: int = MOST_SEGMENTS,
+        on_warning: Callable[[str], None] = lambda _: None,
     ) -> None:
         unknown = sorted(set(kinds) - set(KINDS))
         if unknown:
@@ -95,6 +101,8 @@ class Receivers:
         self._closed = False
         self._metrics: deque[dict[str, Any]] = deque(maxlen=_MOST_METRICS)
         self._metrics_dropped = 0
+        self._on_warning = on_warning
+        self._at_work: dict[str, tuple[str, str | None]] = {}
         self._unattributed: dict[str, deque[tuple[datetime.datetime, dict[str, Any]]]] = {}
         self._traces = xray.Traces(most_segments=most_segments)
         self._warnings: dict[str, int] = {}
@@ -143,7 +151,11 @@ class Receivers:
                     sock.close()
             raise
         loop.add(sandbox_id, datagrams, listeners)
-        return Attendance(sandbox_id, loop, addresses)
+        return Attendance(sandbox_id, loop, addresses, functools.partial(self._left, sandbox_id))
+
+    def _left(self, sandbox_id: str) -> None:
+        with self._lock:
+            self._at_work.pop(sandbox_id, None)
 
     def _running_loop(self) -> Loop:
         with self._lock:
@@ -211,6 +223,11 @@ class Receivers:
             origin = {"source": "emf", "function": function, "sandbox_id": sandbox_id, "request_id": request_id}
             self._keep([{**entry, **origin} for entry in found.metrics])
 
+    def begin(self, sandbox_id: str, function: str, request_id: str) -> None:
+        """A request begins in a sandbox: what comes by its sockets from now on is this one's, until `invocation`."""
+        with self._lock:
+            self._at_work[sandbox_id] = (function, request_id)
+
     def invocation(self, record: Invocation, trace: Trace, *, caller_id: str | None = None) -> None:
         """An invocation is over: makes the segments that Lambda itself would send, and says whose the metrics were.
 
@@ -261,8 +278,12 @@ class Receivers:
 
     def _warn(self, text: str) -> None:
         with self._lock:
-            if text in self._warnings or len(self._warnings) < _MOST_WARNINGS:
-                self._warnings[text] = self._warnings.get(text, 0) + 1
+            new = text not in self._warnings
+            if new and len(self._warnings) >= _MOST_WARNINGS:
+                return
+            self._warnings[text] = self._warnings.get(text, 0) + 1
+        if new:
+            self._on_warning(text)
 
     def _datagram(self, sandbox_id: str, data: bytes) -> None:
         try:
@@ -284,7 +305,9 @@ class Receivers:
         answered = cloudwatch.answer(request, now=now)
         if answered.warning:
             self._warn(answered.warning)
-        origin = {"source": "api", "function": None, "sandbox_id": sandbox_id, "request_id": None}
+        with self._lock:
+            name, request_id = self._at_work.get(sandbox_id, (None, None))
+        origin = {"source": "api", "function": name, "sandbox_id": sandbox_id, "request_id": request_id}
         self._keep([{**entry, **origin} for entry in answered.metrics], sandbox_id=sandbox_id, now=now)
         return answered.reply
 
@@ -312,6 +335,7 @@ class Receivers:
         """A sandbox has one request at a time: what came by its sockets while that ran was sent by it."""
         begun = datetime.datetime.fromisoformat(record.started_at)
         with self._lock:
+            self._at_work[record.sandbox_id] = (record.function, None)
             for came, entry in self._unattributed.pop(record.sandbox_id, ()):
                 entry["function"] = record.function
                 if came >= begun:

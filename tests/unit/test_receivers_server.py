@@ -18,6 +18,7 @@ import pytest
 from test_receivers_cloudwatch import TARGET
 from test_receivers_xray import HEAD, TRACE, record, segment
 
+from harness.context import Trace
 from harness.errors import EngineError, UsageError
 from harness.receivers import Attendance, Receivers, server
 from harness.receivers.loop import Bounds
@@ -368,3 +369,31 @@ def test_the_sockets_stand_in_the_sandboxs_network_alone() -> None:
 def test_output_outside_of_any_request_is_told_apart(receivers: Receivers) -> None:
     receivers.output("one", None, "probe", b'{"_aws":{"Timestamp":1,"CloudWatchMetrics":[]}}\n')
     assert any("two weeks" in text and "outside of any request" in text for text in receivers.warnings)
+
+
+def test_whoever_listens_hears_whose_a_metric_is_at_once(here: None) -> None:
+    heard: list[dict[str, Any]] = []
+    with Receivers(ports=ANY, on_metrics=heard.extend) as receivers:
+        attendance = receivers.attend(record().sandbox_id, 0)
+        put(attendance)  # during init: nobody's request, and no function known yet
+        receivers.begin(record().sandbox_id, "probe", "id")
+        put(attendance)
+        receivers.invocation(record(request_id="id"), Trace.begin(sampled=False))
+        put(attendance)
+        attendance.close()
+        assert [(each["function"], each["request_id"]) for each in heard] == [
+            (None, None),
+            ("probe", "id"),
+            ("probe", None),
+        ]
+
+
+def test_a_warning_is_heard_when_it_comes_for_the_first_time(here: None) -> None:
+    heard: list[str] = []
+    with Receivers(ports=ANY, on_warning=heard.append) as receivers:
+        attendance = receivers.attend("one", 0)
+        for _ in range(2):
+            send(attendance, b"no datagram of the daemon's")
+            until(lambda: receivers.warnings)
+        assert heard == [heard[0]]
+        assert len(receivers.warnings) == 1

@@ -17,6 +17,7 @@ from harness.invocation import Invocation, Outcome, PhaseInit
 from harness.lifecycle import Broken, Created, Frozen, FrozenBroken, Idle, ShutDown, Started
 from harness.observer import Observer
 from harness.sandbox import CpuBoard, Sandbox
+from harness.watch import Exchange
 
 OUTCOMES = {
     "succeed": Outcome.SUCCESS,
@@ -329,3 +330,26 @@ def test_a_caller_s_trace_header_is_read(header: str, trace: bool) -> None:
     assert found.sampled is trace
     assert Trace.parse(found.header) == found
     assert Trace.parse("Sampled=1") is None
+
+
+def test_what_ran_on_provisioned_concurrency_has_no_cost_of_on_demand() -> None:
+    sandbox, _ = started()
+    sandbox.initialise()
+    record = sandbox.invoke(event())
+    assert record.billed_ms is not None
+    assert record.cost_usd is None
+    assert any("prices of its own" in note for note in record.notes)
+
+
+def test_an_init_that_the_rie_does_not_report_is_still_billed() -> None:
+    class Silent(FakeCell):
+        def settle(self, exchange: Exchange) -> None:
+            if exchange.init_begun_ns is not None:
+                exchange.init_ms, exchange.init_done_ns = None, exchange.init_begun_ns + 40_000_000
+
+    sandbox, _ = started(Silent())
+    record = sandbox.invoke(event())
+    assert record.init_ms == 40.0
+    assert record.billed_ms == math.ceil(40.0 + (record.duration_ms or 0.0))
+    assert any("from outside" in note for note in record.notes)
+    assert not any("from outside" in note for note in sandbox.invoke(event()).notes)
