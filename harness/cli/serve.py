@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from harness.api.service import Service
 
 _LINES_WAITING = 10_000
+_LINES_TOGETHER = 500
 _WRITES_APART_S = 0.02
 
 
@@ -138,7 +139,7 @@ class Say:
             # Under load a thread that wakes for each line would take time from those who answer.
             time.sleep(_WRITES_APART_S)
             with contextlib.suppress(queue.Empty):
-                while True:
+                while len(lines) < _LINES_TOGETHER and lines[-1] is not None:
                     lines.append(self._lines.get_nowait())
             going_on = None not in lines
             told = "\n".join(line for line in lines if line is not None)
