@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 APT_PACKAGES := ca-certificates docker.io e2fsprogs mmdebstrap mount debian-archive-keyring
 
 .DEFAULT_GOAL := help
-.PHONY: help venv engine images samples browser demo test lint clean database database-stop
+.PHONY: help venv engine images samples test-tools demo test lint clean database database-stop
 
 help:
 	@echo "make demo   set up, then show what the harness does"
@@ -45,11 +45,11 @@ database-stop: venv
 samples: venv
 	@scripts/samples.sh $(BIN)/python
 
-browser:
-	@scripts/browser.sh
+test-tools:
+	@scripts/test_tools.sh
 
 # The tests' own exit status counts; the coverage is told either way.
-test: images browser samples
+test: images test-tools samples
 	@rm -f .coverage .coverage.*
 	@status=0; \
 	$(BIN)/coverage run -m pytest -n 2 --dist worksteal $(PYTEST_ARGS) tests/unit tests/reports || status=$$?; \

@@ -139,7 +139,7 @@ def service(folder: Path) -> Iterator[Service]:
     """`lambda-harness serve`, answering, with a history of its own."""
     port, log = subjects.free_port(), folder / "serve.log"
     words = [sys.executable, "-m", "harness", "serve", "--port", str(port), "--no-pull"]
-    words += ["--store", str(folder / "data" / "runs.sqlite3"), "--receivers", "none"]
+    words += ["--store", str(folder / "data" / "runs.sqlite3")]
     with log.open("w") as out:
         process = subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=out, stderr=out, text=True, start_new_session=True

@@ -112,7 +112,8 @@ class Invocation:
     payload: bytes | None = field(default=None, repr=False, compare=False, metadata={"kept": False})
     """The answer's bytes as the function gave them, while the process lasts; documents hold ``response`` alone."""
     pool_ms: float | None = field(default=None, compare=False, metadata={"kept": False})
-    """How long the pool had the request: a container's start, the freeze and the record included. In no document."""
+    """How long the pool had the request: a container's start, the freeze and the record included, but not what
+    observers did with the record. In no document."""
 
     def as_dict(self) -> dict[str, Any]:
         """The record as JSON types, in the order of the fields."""

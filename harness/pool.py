@@ -272,9 +272,10 @@ class Lease:
         self.start()
         try:
             record = self.sandbox.invoke(event, context=context)
+            telling_ms = self.sandbox.telling_ms  # before it is another's
         finally:
             self._pool._give_back(self.sandbox)  # noqa: SLF001
-        return replace(record, pool_ms=(time.monotonic() - begun) * 1000)
+        return replace(record, pool_ms=(time.monotonic() - begun) * 1000 - telling_ms)
 
 
 class Pool:

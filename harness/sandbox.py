@@ -379,6 +379,8 @@ class Sandbox:
         self.log_stream = environment.log_stream_name(function, datetime.datetime.now(datetime.UTC))
         self.init_ms: float | None = None
         """Of an init that was ahead of any request; that of others stands on the first invocation's record."""
+        self.telling_ms = 0.0
+        """How long observers and receivers took over the last record: their time, not the sandbox's."""
         self._around = around
         self._tier = tier(function.memory_mb)
         tell = Tell(init_begun=self._init_begun, handed_over=self._handed_over, output=self._output)
@@ -502,10 +504,12 @@ class Sandbox:
             if self._around.receivers is not None:
                 self._around.receivers.begin(self.id, self.function.name, context.request_id)
             record = self._invoke(event, context, freeze_after=freeze_after)
+            before = time.monotonic()
             if self._around.receivers is not None and context.trace is not None:
                 caller = asked.trace.parent_id if asked is not None and asked.trace is not None else None
                 self._around.receivers.invocation(record, context.trace, caller_id=caller)
             self._around.observer.invoked(self, record, context)
+            self.telling_ms = (time.monotonic() - before) * 1000
             return record
         finally:
             self._lock.release()

@@ -38,6 +38,8 @@ MAX_AGE_S = 6 * 3600
 MAX_HOPS = 16
 """After so many functions that invoked one another Lambda takes it for a loop [developer guide, "Recursive loop detection"]."""
 
+_LEAST_S = 0.1
+"""Between two refusals, however the waits are scaled: what is refused at once must not keep the machine busy."""
 _RETRY_S = 60.0
 """Times the number of attempts so far: one minute, then two."""
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 1.0, 300.0
@@ -65,7 +67,6 @@ class _Item:
     event: bytes
     accepted_at: float
     due_at: float
-    client_context: str | None = None
     trace: str | None = None
     attempts: int = 0
     """That ended with an error of the function."""
@@ -85,7 +86,7 @@ class _Item:
         trace = Trace.parse(self.trace) if self.trace else None
         return RequestContext(
             request_id=self.request_id,
-            client_context=self.client_context,
+            # No client context: Lambda hands it to synchronous invocations alone.
             invoked_arn=self.invoked_arn,
             trace=trace,
         )
@@ -104,7 +105,7 @@ class _Attempt:
 class AsyncQueue:
     """See the module. Takes up what the store holds when it is started; `close` leaves there what is not over.
 
-    ``retry_scale`` shortens (or stretches) all of the queue's times alike, the maximum age too.
+    ``retry_scale`` shortens (or stretches) the waits before retries; the age that an event may reach stays.
     """
 
     def __init__(
@@ -151,7 +152,6 @@ class AsyncQueue:
             event=event,
             accepted_at=now,
             due_at=now,
-            client_context=None,  # Lambda hands it to synchronous invocations alone
             trace=context.trace.header if context.trace is not None else None,
             hops=hops,
         )
@@ -231,7 +231,7 @@ class AsyncQueue:
         elif outcome in (Outcome.THROTTLED, Outcome.ENGINE_ERROR):
             if self._closing and outcome is Outcome.ENGINE_ERROR:
                 return  # its sandbox was ended under it, by us: the next process begins anew
-            self._again(replace(item, refusals=item.refusals + 1), _backoff_s(item.refusals), attempt)
+            self._again(replace(item, refusals=item.refusals + 1), _backoff_s(item.refusals), attempt, least_s=_LEAST_S)
         else:
             item = replace(item, attempts=item.attempts + 1, refusals=0)
             if item.attempts > self._retries(item):
@@ -268,8 +268,8 @@ class AsyncQueue:
             return None
         return _Attempt(failure=str(fault))
 
-    def _again(self, item: _Item, wait_s: float, attempt: _Attempt) -> None:
-        due_at = time.time() + wait_s * self._scale
+    def _again(self, item: _Item, wait_s: float, attempt: _Attempt, *, least_s: float = 0.0) -> None:
+        due_at = time.time() + max(wait_s * self._scale, least_s)
         if due_at > self._deadline(item):
             self._end(item, Condition.EVENT_AGE_EXCEEDED, attempt)
         else:

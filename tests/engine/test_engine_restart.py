@@ -77,8 +77,8 @@ class Daemon:
 
 @pytest.fixture
 def daemon() -> Iterator[Daemon]:
-    if os.geteuid() != 0 or shutil.which("dockerd") is None:
-        pytest.skip("an engine of its own needs root and dockerd on this machine")
+    if os.geteuid() != 0 or not all(map(shutil.which, ("dockerd", "docker", "ip"))):
+        pytest.skip("an engine of its own needs root, dockerd, docker and ip on this machine")
     folder = Path(os.path.realpath(work_base())) / f"lh-engine-{os.getpid()}"
     folder.mkdir()
     found = Daemon(folder)
