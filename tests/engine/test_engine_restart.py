@@ -91,6 +91,9 @@ def daemon() -> Iterator[Daemon]:
     finally:
         found.stop()
         for process in found.processes():
+            # What a shim that is killed leaves behind would live on: its container's processes go first.
+            for inside in process.children(recursive=True):
+                inside.kill()
             process.kill()
         subprocess.run(["ip", "link", "delete", BRIDGE], check=False)
         mounted = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
