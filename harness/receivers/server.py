@@ -31,7 +31,6 @@ KINDS = ("cloudwatch", "xray")
 HOST = "127.0.0.1"
 MOST_SEGMENTS = 50_000
 _MOST_METRICS = 100_000
-_MOST_UNATTRIBUTED = 10_000
 _MOST_WARNINGS = 200
 _SETTLE_S = 2.0
 _DATAGRAM_BUFFER = 4 * 1024 * 1024
@@ -103,7 +102,7 @@ class Receivers:
         self._metrics_dropped = 0
         self._on_warning = on_warning
         self._at_work: dict[str, tuple[str, str | None]] = {}
-        self._unattributed: dict[str, deque[tuple[datetime.datetime, dict[str, Any]]]] = {}
+        self._senders: set[str] = set()
         self._traces = xray.Traces(most_segments=most_segments)
         self._warnings: dict[str, int] = {}
 
@@ -156,6 +155,7 @@ class Receivers:
     def _left(self, sandbox_id: str) -> None:
         with self._lock:
             self._at_work.pop(sandbox_id, None)
+            self._senders.discard(sandbox_id)
 
     def _running_loop(self) -> Loop:
         with self._lock:
@@ -229,13 +229,18 @@ class Receivers:
             self._at_work[sandbox_id] = (function, request_id)
 
     def invocation(self, record: Invocation, trace: Trace, *, caller_id: str | None = None) -> None:
-        """An invocation is over: makes the segments that Lambda itself would send, and says whose the metrics were.
+        """An invocation is over: makes the segments that Lambda itself would send.
 
         ``caller_id`` is the ``Parent`` of the header that the caller sent, which Lambda's own segment hangs below.
         """
-        if "cloudwatch" in self.kinds:
-            self._settle()  # what the function sent without waiting for an answer has arrived, and may not be read yet
-            self._attribute(record)
+        with self._lock:
+            sends = record.sandbox_id in self._senders
+        if sends:
+            self._settle()  # what it sent without waiting for an answer has arrived, and may not be read yet
+        if record.freeze_ms is None:
+            # It runs on, and what it sends before the next request is nobody's. Frozen, it sends nothing.
+            with self._lock:
+                self._at_work[record.sandbox_id] = (record.function, None)
         if "xray" in self.kinds:
             for document in lambda_segments.segments(record, trace, caller_id=caller_id):
                 self._take_segment(document)
@@ -247,7 +252,7 @@ class Receivers:
         """Metric data in the order in which they came.
 
         Each has PutMetricData's members and ``source`` (api or emf), ``function``, ``sandbox_id`` and ``request_id``: None
-        where it came outside of any request, or while the record of its request is not made yet.
+        where it came outside of any request.
         """
         self._settle()
         with self._lock:
@@ -306,9 +311,10 @@ class Receivers:
         if answered.warning:
             self._warn(answered.warning)
         with self._lock:
+            self._senders.add(sandbox_id)
             name, request_id = self._at_work.get(sandbox_id, (None, None))
         origin = {"source": "api", "function": name, "sandbox_id": sandbox_id, "request_id": request_id}
-        self._keep([{**entry, **origin} for entry in answered.metrics], sandbox_id=sandbox_id, now=now)
+        self._keep([{**entry, **origin} for entry in answered.metrics])
         return answered.reply
 
     def _take_segment(self, document: dict[str, Any]) -> None:
@@ -316,30 +322,15 @@ class Receivers:
         if self._on_segment is not None:
             self._told(functools.partial(self._on_segment, document))
 
-    def _keep(
-        self, entries: list[dict[str, Any]], *, sandbox_id: str | None = None, now: datetime.datetime | None = None
-    ) -> None:
+    def _keep(self, entries: list[dict[str, Any]]) -> None:
         if not entries:
             return
         with self._lock:
             self._metrics_dropped += max(0, len(self._metrics) + len(entries) - _MOST_METRICS)
             self._metrics.extend(entries)
-            if sandbox_id is not None and now is not None:
-                waiting = self._unattributed.setdefault(sandbox_id, deque(maxlen=_MOST_UNATTRIBUTED))
-                waiting.extend((now, entry) for entry in entries)
             copies = [dict(entry) for entry in entries]
         if self._on_metrics is not None:
             self._told(functools.partial(self._on_metrics, copies))
-
-    def _attribute(self, record: Invocation) -> None:
-        """A sandbox has one request at a time: what came by its sockets while that ran was sent by it."""
-        begun = datetime.datetime.fromisoformat(record.started_at)
-        with self._lock:
-            self._at_work[record.sandbox_id] = (record.function, None)
-            for came, entry in self._unattributed.pop(record.sandbox_id, ()):
-                entry["function"] = record.function
-                if came >= begun:
-                    entry["request_id"] = record.request_id
 
     def _told(self, call: Callable[[], None]) -> None:
         try:

@@ -223,16 +223,16 @@ def test_listeners_hear_of_everything_once_and_their_failures_end_nothing(here: 
 
 def test_metrics_belong_to_the_request_during_which_they_came(receivers: Receivers) -> None:
     attendance, other = receivers.attend("sandbox", 0), receivers.attend("other", 0)
+    receivers.begin("sandbox", "probe", "first")
     put(attendance)
     put(other)
-    receivers.invocation(record(), TRACE)  # began long ago and is over now
-    put(attendance)
-    later = record(request_id="later", started_at="2099-01-01T00:00:00+00:00")
-    receivers.invocation(later, TRACE)  # what came before it began came between invocations
-    first, strange, between = receivers.cloudwatch
-    assert (first["request_id"], first["function"]) == (record().request_id, "probe")
-    assert (strange["request_id"], strange["function"]) == (None, None)
-    assert (between["request_id"], between["function"]) == (None, "probe")
+    receivers.invocation(record(request_id="first", freeze_ms=0.2), TRACE)
+    put(attendance)  # sent before it was frozen, and read late
+    receivers.begin("sandbox", "probe", "second")
+    receivers.invocation(record(request_id="second", freeze_ms=None), TRACE)
+    put(attendance)  # it was not frozen, and sends between requests
+    found = [(each["request_id"], each["function"]) for each in receivers.cloudwatch]
+    assert found == [("first", "probe"), (None, None), ("first", "probe"), (None, "probe")]
 
 
 def test_lambdas_own_segments_stand_above_those_of_the_function(receivers: Receivers) -> None:
