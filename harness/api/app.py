@@ -305,7 +305,6 @@ class _LambdaApi:
         record = self._rooms.dispatcher.invoke(target, event, context)
         if record.outcome is Outcome.THROTTLED:
             self._rooms.recorded(record)
-            self._rooms.say(f"throttled: {target.version.function_name}: {'; '.join(record.notes)}")
         return record
 
     @property

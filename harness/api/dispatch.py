@@ -322,7 +322,7 @@ class Dispatcher:
                 raise
 
     def invoke(self, target: Target, event: bytes, context: RequestContext) -> Invocation:
-        """One invocation, to its end; its record is stored on return, also that of a request that was throttled.
+        """One invocation, to its end; its record is stored on return; a request that was throttled is only counted.
 
         Where its sandbox was lost on the way the record's outcome is ``engine_error``. Raises `EngineError` where none
         could be started, and whatever keeps a stand from being opened.
@@ -678,9 +678,10 @@ class Dispatcher:
     def _keep(self, record: Invocation) -> None:
         with self._runs_lock:
             if record.outcome is Outcome.THROTTLED:
+                # Nothing ran: clients that ask again and again would fill the history with it.
                 self._throttled += 1
-            else:
-                self._invocations += 1
+                return
+            self._invocations += 1
         try:
             self._run(record.function).add(record)
         except InvalidInput as error:

@@ -212,6 +212,7 @@ def run(
     config = uvicorn.Config(
         app,
         http=Connection,
+        loop="asyncio",  # not uvloop where it is there: a connection that is aborted lives on in it with what was not read
         ws="none",
         lifespan="off",
         log_config=None,

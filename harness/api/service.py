@@ -119,6 +119,10 @@ class Service:
         self._say(text)
         self.feed.message(text, level="warning" if text.startswith(("warning", "refused")) else "info")
 
+    def _throttled(self, record: Invocation) -> None:
+        self.feed.recorded(record)
+        self._say(f"throttled: {record.function}: {'; '.join(record.notes)}")
+
     def _open(self) -> None:
         settings, enter = self.settings, self._undo.enter_context
         # First what fails fast and costs nothing: nobody should wait for an engine to hear that the port is taken.
@@ -169,7 +173,7 @@ class Service:
             code_of=code_store.path,
             sampled=receivers is not None and "xray" in receivers.kinds,
             say=self._tell,
-            recorded=self.feed.recorded,
+            recorded=self._throttled,
             account_concurrency=settings.account_concurrency,
         )
 

@@ -312,7 +312,7 @@ def test_a_throttled_request_is_told_why_and_when_to_come_again(lambda_service: 
     assert answer.headers["retry-after"] == "1"
     assert answer.json() == told
     assert [each.outcome for each in lambda_service.throttled] == [Outcome.THROTTLED]
-    assert any("all are busy" in line for line in lambda_service.said)
+    assert lambda_service.throttled[0].notes == ("all are busy",)
 
 
 def test_a_failing_engine_is_a_service_exception(lambda_service: Service, functions: Functions) -> None:
