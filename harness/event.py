@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
+from harness import strict_json
 from harness.errors import InvalidEvent
 
 REQUEST_LIMIT_BYTES = 6 * 1024 * 1024
@@ -20,7 +20,7 @@ def parse(given: str) -> bytes:
         return _checked(sys.stdin.buffer.read(), "standard input")
     text = given.strip()
     try:
-        _parse(text)
+        strict_json.loads(text)
     except ValueError as error:
         if text[:1] in '{["' or not text:
             raise InvalidEvent(f"the event is not valid JSON: {error}: {given[:80]!r}", remedy=_REMEDY) from None
@@ -46,19 +46,7 @@ def _checked(data: bytes, where: str) -> bytes:
             remedy="pass large data through storage, as on Lambda",
         )
     try:
-        _parse(data.decode())
+        strict_json.loads(data.decode())
     except ValueError as error:
         raise InvalidEvent(f"{where} does not hold valid JSON: {error}", remedy=_REMEDY) from None
     return data
-
-
-def _parse(text: str) -> None:
-    """Raises ValueError for what is no JSON, Python's own additions (NaN and the infinities) included."""
-    try:
-        json.loads(text, parse_constant=_no_constant)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON value")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from harness import strict_json
 from harness.invocation import Outcome
 from harness.rie import Answer
 from harness.watch import Exchange
@@ -122,7 +123,7 @@ def _is_error(body: bytes, request_id: str) -> bool:
 def _read_error(body: bytes) -> tuple[str | None, str | None]:
     """The errorType and errorMessage of an error body, None where it has none."""
     try:
-        found = json.loads(body)
+        found = strict_json.loads(body)
     except ValueError:
         return None, None
     if not isinstance(found, dict) or "errorType" not in found:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import threading
 import time
 import uuid
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from harness import environment, lifecycle, pricing
+from harness import environment, lifecycle, pricing, strict_json
 from harness.context import RequestContext, Trace, new_segment_id
 from harness.debugger import LIMIT_S as DEBUG_LIMIT_S
 from harness.debugger import NOTE as DEBUG_NOTE
@@ -781,18 +780,13 @@ def _duration_ms(exchange: Exchange, *, suppressed: bool) -> float | None:
     return (end - begun) / 1e6
 
 
-def _refuse_constant(name: str) -> None:
-    """Python reads and writes NaN and Infinity, which are no JSON: a document that held them could not be read."""
-    raise ValueError(name)
-
-
 def _parsed(payload: bytes) -> tuple[Any, str]:
     import base64
 
     if not payload:
         return None, "json"
     try:
-        return json.loads(payload, parse_constant=_refuse_constant), "json"
+        return strict_json.loads(payload), "json"  # a document that held NaN could not be read
     except ValueError:
         return base64.b64encode(payload).decode(), "base64"
 

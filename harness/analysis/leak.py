@@ -19,10 +19,10 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import Any
 
+from harness import format as figures
 from harness.analysis import trend
 from harness.analysis.trend import Direction, Trend
 from harness.invocation import Invocation, Outcome
-from harness.reports import format as figures
 
 SETTLED = "settled"
 EXPLAINED = "explained"

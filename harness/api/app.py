@@ -28,6 +28,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
+from harness import strict_json
 from harness.api import faults, protocol, urls
 from harness.api.faults import Fault
 from harness.api.guard import URL_PATH_PREFIX, BodyTooLarge, Guard, header, host_name, read_body, url_id
@@ -385,18 +386,13 @@ def _matched(scope: Scope, query: str) -> protocol.Match:
     return found
 
 
-def _refuse_constant(name: str) -> None:
-    """NaN and Infinity are Python's, not JSON's."""
-    raise ValueError(f"{name} is no JSON value")
-
-
 def _event(body: bytes) -> bytes:
     """The payload as it came; an empty one is an empty object. Raises InvalidRequestContentException."""
     if not body:
         return b"{}"
     try:
-        json.loads(body, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        strict_json.loads(body)
+    except ValueError as error:
         raise Fault(
             "InvalidRequestContentException",
             400,

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from harness import lifecycle
-from harness.function.model import LATEST
+from harness.function.model import DEFAULT_REGION, LATEST
 from harness.invocation import Outcome
 from harness.observer import Observer
 
@@ -177,7 +177,7 @@ class TooManyPages(Exception):
 class Feed(Observer):
     """Give it to the service as its observer, tell it of functions and of what receivers take; then `close` it."""
 
-    def __init__(self, *, region: str = "us-east-1", sample_s: float = SAMPLE_S) -> None:
+    def __init__(self, *, region: str = DEFAULT_REGION, sample_s: float = SAMPLE_S) -> None:
         self._region = region
         self._sample_s = sample_s
         self._lock = threading.RLock()

@@ -129,7 +129,7 @@ def _file(name: str) -> Response:
 def _template(name: str) -> jinja2.Template:
     import jinja2
 
-    from harness.reports import format as figures
+    from harness import format as figures
 
     loader = jinja2.PackageLoader("harness.api", "page")
     made = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)

@@ -19,6 +19,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote
 
+from harness import strict_json
 from harness.api.faults import Fault, invalid
 from harness.tiers import MAX_MEMORY_MB
 
@@ -171,18 +172,14 @@ def _body(members: Mapping[str, Shape], body: bytes) -> dict[str, Any]:
     if not body.strip():
         return {}
     try:
-        found = json.loads(body, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        found = strict_json.loads(body)
+    except ValueError as error:
         raise Fault(
             "InvalidRequestContentException", 400, f"Could not parse request body into json: {_reason(error)}"
         ) from None
     if not isinstance(found, dict):
         raise _wrong("Start of structure or map expected")
     return _structure(members, found)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(name)  # NaN and Infinity are Python's, not JSON's
 
 
 def _reason(error: Exception) -> str:

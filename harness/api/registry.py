@@ -45,8 +45,10 @@ from harness.api.model import (
     UrlConfig,
     new_id,
 )
+from harness.environment import ACCOUNT_ID
 from harness.errors import EngineError, HarnessError, ImageError
 from harness.function import Function, ImageCode, InlineCode, ZipCode
+from harness.function.model import DEFAULT_REGION
 from harness.store import Store
 
 __all__ = ["Listener", "Named", "Registry", "Target"]
@@ -106,8 +108,8 @@ class Registry:
         store: Store,
         code_store: CodeStore,
         *,
-        region: str = "us-east-1",
-        account_id: str = "000000000000",
+        region: str = DEFAULT_REGION,
+        account_id: str = ACCOUNT_ID,
         account_concurrency: int = 1000,
     ) -> None:
         self.code_store = code_store

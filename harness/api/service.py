@@ -21,6 +21,7 @@ from harness.api.dispatch import Dispatcher
 from harness.api.feed import Feed, card
 from harness.api.registry import Listener, Registry
 from harness.errors import NotMeasurable
+from harness.function.model import DEFAULT_REGION
 from harness.observer import Observer
 from harness.receivers import LogFiles, Receivers
 from harness.receivers.server import KINDS
@@ -52,7 +53,7 @@ class Settings:
 
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
-    region: str = "us-east-1"
+    region: str = DEFAULT_REGION
     keep_alive_s: float = 300.0
     account_concurrency: int = 1000
     vantage: str = "auto"

@@ -40,8 +40,8 @@ def cost(
     from dataclasses import replace
 
     from harness import document, pricing
+    from harness import format as form
     from harness.errors import UsageError
-    from harness.reports import format as form
 
     month = pricing.Month(
         memory_mb=memory,

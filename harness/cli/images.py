@@ -26,9 +26,9 @@ Runtimes = Annotated[
 def list_images(as_json: options.Json = False) -> None:
     """Say for each runtime which image would serve it and why."""
     from harness import document, host
+    from harness import format as form
     from harness.engine import images
     from harness.engine.client import Engine
-    from harness.reports import format as form
     from harness.stand import choose_vantage
 
     with contextlib.closing(Engine()) as engine:
@@ -52,9 +52,9 @@ def build_images(
     force: Annotated[bool, typer.Option("--force", help="Build also what is there already.")] = False,
 ) -> None:
     """Build the offline images from Debian's packages; those whose recipe has not changed are kept."""
+    from harness import format as form
     from harness.engine import build
     from harness.engine.client import Engine
-    from harness.reports import format as form
 
     with contextlib.closing(Engine()) as engine, talk.Progress() as progress:
         facts = engine.facts()

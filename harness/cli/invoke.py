@@ -107,7 +107,7 @@ def _show(record: Invocation, progress: talk.Progress, *, first: bool) -> None:
 
 def details(record: Invocation) -> str:
     """What Lambda does not tell, in one line."""
-    from harness.reports import format as form
+    from harness import format as form
 
     parts = [
         f"peak RSS {form.size(record.peak_rss_bytes)}" + (" (sampled)" if record.peak_method == "sampled" else ""),

@@ -32,8 +32,8 @@ def warning(share: float | None, number: int, record: Invocation) -> str | None:
     Of the peak of resident memory and that of the cgroup's charge the smaller one counts: the former also holds pages of
     files that the function is not charged for, the latter page cache that gives way.
     """
+    from harness import format as figures
     from harness.invocation import Outcome
-    from harness.reports import format as figures
 
     if share is None:
         return None

@@ -95,8 +95,8 @@ def warm(
 
 def side_by_side(findings: dict[str, Any], records: list[Invocation]) -> str:
     """The responses as columns, one an invocation; ``*`` marks a value that differs from the one before."""
+    from harness import format as form
     from harness.analysis.warm import shorten
-    from harness.reports import format as form
 
     header = ["", *(f"#{each.sequence}{' cold' if each.cold else ''}" for each in records)]
     rows = []

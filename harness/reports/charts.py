@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from harness.reports import format as figures
+from harness import format as figures
 
 if TYPE_CHECKING:
     from collections.abc import Callable

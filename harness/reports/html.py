@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from harness import format as figures
 from harness.reports import charts, oom, pages
-from harness.reports import format as figures
 from harness.reports.export import strict_json
 from harness.reports.pages import NO_SUCH_THING, TOO_FEW, counts, statistic
 

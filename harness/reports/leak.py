@@ -8,8 +8,8 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from harness import format as figures
 from harness.reports import charts
-from harness.reports import format as figures
 
 Spec = charts.Spec
 _MB = 1024 * 1024

@@ -10,8 +10,8 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
+from harness import format as figures
 from harness.reports import charts
-from harness.reports import format as figures
 
 Spec = charts.Spec
 Record = charts.Record

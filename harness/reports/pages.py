@@ -9,8 +9,8 @@ import json
 from itertools import pairwise
 from typing import Any
 
+from harness import format as figures
 from harness.reports import charts, leak, load, oom
-from harness.reports import format as figures
 
 Facts = dict[str, Any]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from harness.reports import format as form
+from harness import format as form
 
 METRIC_HEADER = ("metric", "namespace", "dimensions", "value", "unit")
 

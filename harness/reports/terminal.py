@@ -12,8 +12,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from harness import format as figures
 from harness.reports import charts, pages
-from harness.reports import format as figures
 from harness.reports import leak as leaks
 from harness.reports import load as loads
 from harness.reports import oom as ooms

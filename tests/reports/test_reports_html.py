@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from test_reports_document import EVIL, cost_usd, hostile_document, invoke_document, sweep_document
 
+from harness import format as figures
 from harness.reports import charts, html
-from harness.reports import format as figures
 
 VOID = {"meta", "link", "img", "br", "input"}
 

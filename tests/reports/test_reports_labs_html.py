@@ -18,7 +18,7 @@ from test_reports_labs_document import (
     warm_document,
 )
 
-from harness.reports import format as figures
+from harness import format as figures
 from harness.reports import html, leak, load, oom, pages
 
 __all__ = ["drawn_once"]  # a fixture: charts that tests share are drawn once

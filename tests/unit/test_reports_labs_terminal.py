@@ -16,7 +16,7 @@ from test_reports_labs_document import (
     oom_document,
 )
 
-from harness.reports import format as figures
+from harness import format as figures
 from harness.reports import terminal
 
 

@@ -16,6 +16,7 @@ from harness.errors import EngineError, HarnessError, InitFailed
 from harness.invocation import Invocation, Outcome, PhaseInit
 from harness.lifecycle import Broken, Created, Frozen, FrozenBroken, Idle, ShutDown, Started
 from harness.observer import Observer
+from harness.rie import Answer
 from harness.sandbox import CpuBoard, Sandbox
 from harness.watch import Exchange
 
@@ -353,3 +354,15 @@ def test_an_init_that_the_rie_does_not_report_is_still_billed() -> None:
     assert record.billed_ms == math.ceil(40.0 + (record.duration_ms or 0.0))
     assert any("from outside" in note for note in record.notes)
     assert not any("from outside" in note for note in sandbox.invoke(event()).notes)
+
+
+def test_an_answer_that_is_nested_too_deeply_is_kept_as_base64_too() -> None:
+    class Deep(FakeCell):
+        def request(self, event: bytes, *, timeout_s: float) -> Answer:
+            super().request(event, timeout_s=timeout_s)
+            return Answer(status=200, body=b"[" * 200_000 + b"]" * 200_000)
+
+    sandbox, _ = started(Deep())
+    record = sandbox.invoke(event())
+    assert record.outcome is Outcome.SUCCESS
+    assert record.response_encoding == "base64"

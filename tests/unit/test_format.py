@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.reports import format as figures
+from harness import format as figures
 
 
 @pytest.mark.parametrize(
