@@ -29,9 +29,9 @@ from pathlib import Path
 from harness import Function, Overrides, Stand, load
 from harness.analysis.predict import LAMBDA, Work, host_scheduler, predict
 from harness.cgroup import locate
-from harness.host import tick_hz
+from harness.kernel import tick_hz
 from harness.tiers import CPU_PERIOD_US, Tier, tier
-from harness.vantage.host import HostReach
+from harness.vantage.reach import CgroupReach
 
 CPU_MS = 16.0
 SOURCE = """
@@ -89,23 +89,23 @@ def measure(sizes: list[int], rounds: int, seed: int) -> dict[int, list[float]]:
     return seen
 
 
-def _rie_inside(reach: HostReach, size: Tier) -> None:
+def _rie_inside(reach: CgroupReach, size: Tier) -> None:
     """The RIE is charged to the function's quota, as under a limit on the whole container."""
     group = Path(locate(reach.relay_pid or 0).directories.get("cpu") or locate(reach.relay_pid or 0).directories[""])
     reach.cgroup.set_cpu(size.cpu_quota_us, size.cpu_period_us)
     (group / "runtime" / "cgroup.procs").write_text(str(reach.relay_pid))
 
 
-def _long_period(reach: HostReach, size: Tier) -> None:
+def _long_period(reach: CgroupReach, size: Tier) -> None:
     """What ``docker run --cpus`` does."""
     reach.cgroup.set_cpu(size.cpu_quota_us * 5, 100_000)
 
 
-def _no_limit(reach: HostReach, size: Tier) -> None:
+def _no_limit(reach: CgroupReach, size: Tier) -> None:
     reach.cgroup.set_cpu(None, size.cpu_period_us)
 
 
-FACTORS: dict[str, Callable[[HostReach, Tier], None]] = {
+FACTORS: dict[str, Callable[[CgroupReach, Tier], None]] = {
     "as it is": lambda _reach, _size: None,
     "RIE inside the quota": _rie_inside,
     "100 ms period (--cpus)": _long_period,
@@ -124,7 +124,7 @@ def factors(sizes: list[int], rounds: int, seed: int) -> dict[str, dict[int, lis
                 box = boxes[name, size] = stack.enter_context(stand.sandbox(stand.variant(memory_mb=size)))
                 box.invoke(b"{}")
                 reach = box.cell.reach
-                if not isinstance(reach, HostReach):
+                if not isinstance(reach, CgroupReach):
                     raise SystemExit("--factors needs vantage host")
                 change(reach, tier(size))
         seen: dict[str, dict[int, list[float]]] = {name: {size: [] for size in sizes} for name in FACTORS}

@@ -21,7 +21,7 @@ NOTE = "a debugger may be attached: time-outs and freezing are suspended, and th
 _WRAPPER = """#!/bin/sh
 python=$1
 shift
-export PYTHONPATH="{mounted_at}/python:${{PYTHONPATH:-}}"
+export PYTHONPATH="{mounted_at}-python:${{PYTHONPATH:-}}"
 # Frozen modules would hide the places of breakpoints in the standard library.
 exec "$python" -X frozen_modules=off -m debugpy --listen 0.0.0.0:{port} {wait} "$@"
 """
@@ -60,9 +60,11 @@ class Debug:
                 "Python functions are debugged with debugpy, which is not installed",
                 remedy="install lambda-harness[debug]",
             )
-        wrapper = work_dir / "debug-wrapper"
+        folder = work_dir / "debugger"
+        folder.mkdir(mode=0o755, exist_ok=True)
+        wrapper = folder / "wrapper"
         wait = "--wait-for-client" if self.wait else ""
         wrapper.write_text(_WRAPPER.format(mounted_at=MOUNTED_AT, port=self.port, wait=wait))
         wrapper.chmod(0o755)
         package = Path(found.origin).parent
-        return {str(wrapper): f"{MOUNTED_AT}/wrapper", str(package): f"{MOUNTED_AT}/python/debugpy"}
+        return {str(folder): MOUNTED_AT, str(package): f"{MOUNTED_AT}-python/debugpy"}

@@ -22,8 +22,6 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Protocol
 
-import psutil
-
 from harness import lifecycle
 from harness.context import RequestContext
 from harness.engine.client import EngineFacts
@@ -67,10 +65,9 @@ class Where(Protocol):
 
 def spare_memory_bytes(where: Where) -> int:
     """What sandboxes may have together without overcommitting the host that runs them."""
-    if where.vantage.name == "host":
-        return int(psutil.virtual_memory().available * MEMORY_SHARE)
-    # The engine may be in a virtual machine: of its memory only the total is known.
-    return int(where.facts.memory_bytes * MEMORY_SHARE)
+    available = where.vantage.spare_memory_bytes()
+    # Of an engine's machine that nobody can look into the total is known alone.
+    return int((where.facts.memory_bytes if available is None else available) * MEMORY_SHARE)
 
 
 def sandbox_bytes(function: Function) -> int:

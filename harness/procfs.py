@@ -18,13 +18,14 @@ same kernel a peak that was over when it was read came out up to 316 KiB too low
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _CHUNK_BYTES = 65536
 
 # Positions after the ")" that ends the name in /proc/PID/stat, see proc_pid_stat(5): its field number minus 3.
-_STATE, _CMINFLT, _CMAJFLT, _CUTIME, _CSTIME, _NUM_THREADS, _STARTTIME = 0, 8, 10, 13, 14, 17, 19
+_STATE, _PPID, _CMINFLT, _CMAJFLT, _CUTIME, _CSTIME, _NUM_THREADS, _STARTTIME = 0, 1, 8, 10, 13, 14, 17, 19
 _DEAD = frozenset("ZXx")
 
 
@@ -93,13 +94,14 @@ def set_oom_score_adj(pid: int, value: int, root: str = "/proc") -> bool:
     return _write(f"{root}/{pid}/oom_score_adj", b"%d" % value)
 
 
-def rss_bytes(pid: int, root: str = "/proc") -> int | None:
-    """Resident memory at this moment, from `statm`: the cheapest reading there is."""
-    statm = _read(f"{root}/{pid}/statm")
-    if not statm:
-        return None
-    pages = int(statm.split(b" ", 2)[1])
-    return pages * _PAGE_BYTES if pages else None  # 0: a zombie, whose memory is gone
+def resident_together_bytes(pids: Iterable[int], root: str = "/proc") -> int | None:
+    """The resident memory of processes together; None where there is none, or it cannot be read.
+
+    A child between vfork and exec is its parent once more, to the page: of processes with the same figures one counts, so
+    that the sum stays a lower bound.
+    """
+    figures = {statm for pid in pids if (statm := _read(f"{root}/{pid}/statm"))}
+    return sum(int(statm.split(b" ", 2)[1]) for statm in figures) * _PAGE_BYTES or None
 
 
 def start_ticks(pid: int, root: str = "/proc") -> int | None:
@@ -107,6 +109,13 @@ def start_ticks(pid: int, root: str = "/proc") -> int | None:
     stat = _read(f"{root}/{pid}/stat")
     fields = None if stat is None else _after_name(stat)
     return None if fields is None else int(fields[_STARTTIME])
+
+
+def parent(pid: int, root: str = "/proc") -> int | None:
+    """Who started a process, or has inherited it."""
+    stat = _read(f"{root}/{pid}/stat")
+    fields = None if stat is None else _after_name(stat)
+    return None if fields is None else int(fields[_PPID])
 
 
 def reaped_children(pid: int, root: str = "/proc") -> ReapedChildren | None:

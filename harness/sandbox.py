@@ -25,16 +25,17 @@ from harness.debugger import Debug
 from harness.engine import relay_mount
 from harness.engine.client import Engine, owner_labels
 from harness.engine.containers import Container, ContainerSpec
+from harness.engine.entrypoint import Start
 from harness.engine.images import ResolvedImage
 from harness.errors import EngineError, HarnessError, InitFailed, NotMeasurable, SandboxGone
 from harness.function import Function, Laid
 from harness.invocation import Invocation, Outcome, PhaseInit, report_line
 from harness.judge import Verdict, judge
 from harness.observer import Observer
-from harness.rie import Answer, RieClient, RieGoneError
+from harness.rie import Answer, RieGoneError
 from harness.tiers import Tier, billed_ms, tier
-from harness.vantage import Granted, Observation, Reach, Vantage
-from harness.watch import Exchange, Watch
+from harness.vantage import Granted, Observation, Reach, Rie, Vantage, Watching
+from harness.watch import Exchange, Tell
 
 if TYPE_CHECKING:
     from harness.receivers import Receivers
@@ -93,8 +94,8 @@ class Surroundings:
     laid: Laid
     work_dir: Path
     """Of this command alone, on disk; its owner removes it."""
-    start: tuple[tuple[str, ...] | None, tuple[str, ...]]
-    """Entrypoint and command of the containers, see `harness.engine.entrypoint`."""
+    start: Start
+    """How the containers begin."""
     rie_version: str | None
     cpus: CpuBoard
     on_output: Callable[[bytes], None] | None = None
@@ -127,17 +128,6 @@ class CpuBoard:
                 self._held[cpu] -= 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tell:
-    """What a cell tells its sandbox while an invocation is under way; called from the watch's thread."""
-
-    init_begun: Callable[[bool], None] = lambda _: None
-    """An init begins; whether it is a suppressed one."""
-    handed_over: Callable[[], None] = lambda: None
-    """The event has reached the runtime."""
-    output: Callable[[str | None, bytes], None] = lambda *_: None
-
-
 class ContainerCell:
     """A real container with everything around it. Everything is given back in `close`, in the reverse order."""
 
@@ -160,8 +150,8 @@ class ContainerCell:
         self.granted: Granted
         self.reach: Reach
         self.notes: tuple[str, ...] = ()
-        self._watch: Watch
-        self._rie: RieClient
+        self._watch: Watching
+        self._rie: Rie
         self._container: Container
 
     def start(self) -> None:
@@ -183,29 +173,24 @@ class ContainerCell:
         self._undo.callback(log.close)
         container.start()
         volume.mounted()
-        self._rie = RieClient(container.address)
-        self._undo.callback(self._rie.close)
+        attendant = around.vantage.attend(container, function.tmp_mb)
+        self._undo.callback(attendant.close)
+        self._rie = attendant.rie
         try:
-            # Not before it listens has the RIE the memory whose share is to be measured.
             self._rie.wait_until_ready(_GRACE_S)
         except RieGoneError as error:
             raise self.gone(error) from error
-        self.reach = around.vantage.reach(container, function.tmp_mb)
+        self.reach = attendant.reach()
         self._undo.callback(self.reach.release)
         if around.receivers is not None and self.reach.relay_pid is not None:
             self._undo.callback(around.receivers.attend(self._id, self.reach.relay_pid).close)
         self.granted = self.reach.prepare(size, self._cpus)
-        self._watch = Watch(
+        self._watch = attendant.watch(
+            self.reach,
             name=self._id,
             log=log,
-            relay_pid=self.reach.relay_pid,
-            on_init_begun=self._init_begun,
-            on_init_done=self.reach.restrict,
-            kill_runtime=self.reach.kill_runtime,
+            tell=self._tell,
             event_headers=self._event_headers,
-            on_event=self._tell.handed_over,
-            on_output=self._tell.output,
-            on_sample=self.reach.sample,
             sample_s=around.sample_s,
         )
         self._undo.callback(self._watch.stop)
@@ -218,11 +203,10 @@ class ContainerCell:
         function, around = self._function, self._around
         files = relay_mount.directory(function.architecture)
         binds = {str(files): (relay_mount.MOUNTED_AT, "ro")}
-        if tmp:
-            binds[tmp] = (_TMP, "rw")
-        relayed = around.vantage.name == "host"
-        starter = files / ("aws-lambda-rie" if relayed else "rie")
-        binds[str(starter)] = (relay_mount.RIE_PATH, "ro")
+        relayed = around.vantage.relays
+        if around.vantage.sees_files:
+            starter = files / ("aws-lambda-rie" if relayed else "rie")
+            binds[str(starter)] = (relay_mount.RIE_PATH, "ro")
         if around.laid.task_dir is not None:
             binds[str(around.laid.task_dir)] = ("/var/task", "ro")
         if around.laid.layers_dir is not None:
@@ -243,12 +227,15 @@ class ContainerCell:
             patience_s = _AHEAD_S
         rie_timeout = str(function.timeout_s + int(patience_s))
         variables[relay_mount.TIMEOUT_VARIABLE if relayed else "AWS_LAMBDA_FUNCTION_TIMEOUT"] = rie_timeout
-        entrypoint, command = around.start
+        variables |= around.start.environment
+        binds = around.vantage.carry(binds, around.image.image_id)
+        if tmp:
+            binds[tmp] = (_TMP, "rw")
         return ContainerSpec(
             name=f"lambda-harness-{self._id}",
             image=around.image.image_id,
-            command=command,
-            entrypoint=entrypoint,
+            command=around.start.command,
+            entrypoint=around.start.entrypoint,
             environment=variables,
             labels=owner_labels(self._id),
             binds=binds,
@@ -258,15 +245,6 @@ class ContainerCell:
             publish=not relayed,
             ports=(around.debug.port,) if around.debug is not None else (),
         )
-
-    def _init_begun(self) -> None:
-        exchange = self._watch.current
-        suppressed = exchange is not None and exchange.inits[-1:] not in ([], ["init"])
-        self._tell.init_begun(suppressed)
-        if suppressed:
-            self.reach.throttled_init()
-        else:
-            self.reach.boost()
 
     def _event_headers(self, context: RequestContext) -> dict[bytes, bytes]:
         """As Lambda sets them on ``/next`` [developer guide, "Using the Lambda runtime API"]."""
@@ -336,7 +314,7 @@ class ContainerCell:
             raise EngineError(f"the watch over sandbox {self._id} failed: {failure}") from failure
 
     def gone(self, error: BaseException) -> SandboxGone:
-        watch: Watch | None = getattr(self, "_watch", None)  # the RIE may be gone before it is watched
+        watch: Watching | None = getattr(self, "_watch", None)  # the RIE may be gone before it is watched
         if watch is not None and watch.failure is not None:
             return SandboxGone(f"the watch over sandbox {self._id} failed: {watch.failure}")
         found = self._container.why_gone()
@@ -449,7 +427,8 @@ class Sandbox:
         except BaseException:
             self.shut_down()
             raise
-        self.init_ms = exchange.init_ms
+        # The RIE's own figure comes through its log, and may be late.
+        self.init_ms, _ = _init_ms(exchange)
 
     def _check_init(self, exchange: Exchange, answer: Answer | None) -> None:
         if answer is None:

@@ -28,6 +28,7 @@ from harness.observer import Observer
 from harness.sandbox import PROVISIONED, SAMPLE_S, CpuBoard, Sandbox, Surroundings
 from harness.tiers import tier
 from harness.vantage import Vantage
+from harness.vantage.agent import AgentVantage
 from harness.vantage.api import ApiVantage
 from harness.vantage.host import HostVantage
 
@@ -36,19 +37,29 @@ if TYPE_CHECKING:
 
 _WORK_PREFIX = "lambda-harness-"
 _OWNER_FILE = "owner"
-VANTAGES = ("auto", "host", "api")
+VANTAGES = ("auto", "host", "agent", "api")
 
 
-def choose_vantage(facts: EngineFacts, wanted: str = "auto") -> Vantage:
-    """The best vantage here, or the wanted one; `EngineError` where that cannot be."""
+def choose_vantage(engine: Engine, facts: EngineFacts, wanted: str = "auto") -> Vantage:
+    """The best vantage here, or the wanted one; `EngineError` where that cannot be. Whoever asks closes it."""
     if wanted not in VANTAGES:
         raise UsageError(f"there is no vantage {wanted!r}", remedy=f"choose one of {', '.join(VANTAGES)}")
     why_not = HostVantage.why_not(facts)
-    if wanted == "api" or (wanted == "auto" and why_not):
-        return ApiVantage(facts)
-    if why_not:
-        raise EngineError(f"vantage host is not possible: {why_not}", remedy="use --vantage api")
-    return HostVantage()
+    if wanted == "host" and why_not:
+        raise EngineError(f"vantage host is not possible: {why_not}", remedy="use --vantage agent or --vantage api")
+    if wanted in ("auto", "host") and not why_not:
+        return HostVantage()
+    if wanted == "api":
+        return ApiVantage(engine, facts)
+    agent = AgentVantage(engine, facts)
+    try:
+        agent.start()
+    except EngineError as error:
+        agent.close()
+        if wanted == "agent":
+            raise
+        return ApiVantage(engine, facts, why_not_agent=str(error))
+    return agent
 
 
 def work_base() -> Path:
@@ -92,8 +103,9 @@ class Ground:
         try:
             self.engine = self._undo.enter_context(contextlib.closing(Engine()))
             self.facts = self.engine.facts()
-            self.vantage = choose_vantage(self.facts, self._wanted)
-            self.host = host.describe(self.facts, self.vantage.name)
+            self.vantage = choose_vantage(self.engine, self.facts, self._wanted)
+            self._undo.callback(self.vantage.close)
+            self.host = host.describe(self.facts, self.vantage)
             self.cpus = CpuBoard(self.vantage.cpus())
             reap(self.engine, release=self.vantage.let_go)
             reap_work_dirs()
@@ -177,13 +189,15 @@ class Stand:
         work_dir.chmod(0o755)
         laid = self._undo.enter_context(Package(function, work_dir))
         self.warnings = laid.warnings
+        over = self.vantage.sees_files
+        rie_path = relay_mount.RIE_PATH if over else relay_mount.starter(relayed=self.vantage.relays)
         self._around = Surroundings(
             engine=self.engine,
             vantage=self.vantage,
             image=image,
             laid=laid,
             work_dir=work_dir,
-            start=command_for(self.engine, image.image_id, function.handler, relay_mount.RIE_PATH),
+            start=command_for(self.engine, image.image_id, function.handler, rie_path, replaces_images=over),
             rie_version=parts.rie_version(),
             cpus=ground.cpus,
             on_output=self._on_output,

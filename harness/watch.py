@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from harness.context import RequestContext
 from harness.errors import EngineError
@@ -27,7 +28,10 @@ RELAY_PORT = 9001
 RIE_API_PORT = 9101
 """Where the RIE is told to offer it, behind the relay."""
 
+T = TypeVar("T")
+
 _CLONE_NEWNET = 0x40000000
+_DEATH_PATIENCE_S = 0.5
 _CHUNK = 64 * 1024  # one of 256 KiB costs ten times as much, however little arrives
 _MS = 1e-6
 
@@ -43,6 +47,27 @@ def enter_network_namespace(pid: int) -> None:
             raise OSError(number, os.strerror(number), f"/proc/{pid}/ns/net")
     finally:
         os.close(descriptor)
+
+
+def in_network_namespace(pid: int, make: Callable[[], T]) -> T:
+    """What ``make`` returns in the network namespace of a process: sockets stay in the one they were made in."""
+    made: list[T] = []
+    failure: list[BaseException] = []
+
+    def there() -> None:
+        try:
+            enter_network_namespace(pid)
+            made.append(make())
+        except BaseException as error:  # noqa: BLE001  # handed to the thread that waits
+            failure.append(error)
+
+    # A thread that has entered a namespace must not do anything else afterwards: this one ends.
+    thread = threading.Thread(target=there, name=f"in-namespace-of-{pid}", daemon=True)
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return made[0]
 
 
 @dataclass(kw_only=True)
@@ -91,6 +116,24 @@ class Exchange:
         if self.inits and self.inits[-1] != "init":
             return self.init_begun_ns
         return self.event_ns
+
+
+def _death_is_unexplained(exchange: Exchange) -> bool:
+    """Whether the runtime ended without being ready again, and the log has not said yet that it did."""
+    if exchange.done_ns is not None or (exchange.exit_ns or 0) > (exchange.init_begun_ns or 0):
+        return False
+    return bool(exchange.inits) or exchange.event_ns is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tell:
+    """What a watch tells of an invocation while it is under way; called from the watch's thread."""
+
+    init_begun: Callable[[bool], None] = lambda _: None
+    """An init begins; whether it is a suppressed one."""
+    handed_over: Callable[[], None] = lambda: None
+    """The event has reached the runtime."""
+    output: Callable[[str | None, bytes], None] = lambda *_: None
 
 
 class Watch(threading.Thread):
@@ -187,10 +230,18 @@ class Watch(threading.Thread):
         self._wake()
 
     def settle(self, exchange: Exchange, *, timeout_s: float) -> None:
-        """Wait until the log of a finished exchange has come through (its END line), or the time is up."""
+        """Wait until the log of a finished exchange has come through (its END line), or the time is up.
+
+        What a runtime died of stands in the log alone: that is waited for longer, as the record would lack its end.
+        """
+        self._wait_while(lambda: not exchange.output.ended, timeout_s)
+        if self.relayed:
+            self._wait_while(lambda: _death_is_unexplained(exchange), _DEATH_PATIENCE_S)
+
+    def _wait_while(self, condition: Callable[[], bool], timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         with self._changed:
-            while not exchange.output.ended and not self.log_ended:
+            while condition() and not self.log_ended:
                 left = deadline - time.monotonic()
                 if left <= 0 or not self._changed.wait(left):
                     break
@@ -390,8 +441,10 @@ class Watch(threading.Thread):
                     if exchange.suppressed_ms is not None:
                         exchange.init_begun_ns = exchange.event_ns - int(exchange.suppressed_ms / _MS)
         elif line.said is Said.RUNTIME_EXIT:
-            exchange.exits.append(line.text)
-            exchange.exit_ns = time.monotonic_ns()
+            with self._changed:
+                exchange.exits.append(line.text)
+                exchange.exit_ns = time.monotonic_ns()
+                self._changed.notify_all()
 
     def _init_done(self) -> None:
         if self._initialised:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from harness.invocation import Invocation, Outcome
 
 if TYPE_CHECKING:
-    from harness.experiments.oom import MemoryPoint, Search, Try, Watched
+    from harness.experiments.oom import Search, Try, Watched
+    from harness.memory_watch import MemoryPoint
 
 _MIB = 1024 * 1024
 AT_LIMIT_SHARE = 0.9
@@ -235,10 +236,14 @@ def kill(found: Try) -> dict[str, Any]:
         "limit_bytes": found.memory_mb * _MIB,
         "timeline": [asdict(point) for point in thinned(timeline)],
         "timeline_gap_ms": {"median": sorted(gaps)[len(gaps) // 2], "max": max(gaps)} if gaps else None,
-        "timeline_reason": None
-        if timeline
-        else f"vantage {record.vantage} does not show the cgroup while a request runs",
+        "timeline_reason": None if timeline else _no_timeline(watched),
     }
+
+
+def _no_timeline(watched: Watched) -> str:
+    if watched.unseen_reason is not None:
+        return f"nothing could be sampled: {watched.unseen_reason}"
+    return f"vantage {watched.record.vantage} does not show the cgroup while a request runs"
 
 
 def last_output(record: Invocation) -> list[str]:

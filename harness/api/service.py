@@ -27,6 +27,7 @@ from harness.receivers import LogFiles, Receivers
 from harness.receivers.server import KINDS
 from harness.stand import Ground
 from harness.store import Store, default_path
+from harness.vantage import Vantage
 
 if TYPE_CHECKING:
     import socket
@@ -135,7 +136,7 @@ class Service:
         code_store = enter(contextlib.closing(CodeStore(self.data / "code")))
         ground = enter(Ground(vantage=settings.vantage))
         self.feed = enter(Feed(region=settings.region))
-        receivers = self._receivers(ground.vantage.name)
+        receivers = self._receivers(ground.vantage)
         log_files = enter(LogFiles(self.data / "logs", say=self._tell))
         self.registry = Registry(
             store, code_store, region=settings.region, account_concurrency=settings.account_concurrency
@@ -178,12 +179,12 @@ class Service:
             account_concurrency=settings.account_concurrency,
         )
 
-    def _receivers(self, vantage: str) -> Receivers | None:
+    def _receivers(self, vantage: Vantage) -> Receivers | None:
         wanted = self.settings.receivers
         if wanted is not None and not wanted:
             return None
-        if vantage != "host":
-            why = f"receivers cannot be reached from inside the containers on vantage {vantage}"
+        if not vantage.shares_kernel:
+            why = f"receivers cannot be reached from inside the containers on vantage {vantage.name}"
             if wanted is not None:
                 raise NotMeasurable(why, remedy="use the vantage host, or --receivers none")
             self._say(f"warning: {why}: metrics and traces of functions are not received")

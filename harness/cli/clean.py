@@ -17,13 +17,14 @@ def clean(
     images: Annotated[bool, typer.Option("--images", help="Also offline images of older recipes.")] = False,
 ) -> None:
     """Remove containers, volumes and directories whose owner is gone."""
-    from harness.engine import build
+    from harness.engine import build, volumes
     from harness.engine.client import Engine, reap
     from harness.stand import choose_vantage, reap_work_dirs
 
     with contextlib.closing(Engine()) as engine:
-        vantage = choose_vantage(engine.facts())
-        removed = reap(engine, release=vantage.let_go, everything=everything)
+        with contextlib.closing(choose_vantage(engine, engine.facts())) as vantage:
+            removed = reap(engine, release=vantage.let_go, everything=everything)
+        removed += volumes.remove_unused(engine, everything=everything)
         removed += reap_work_dirs(everything=everything)
         if images:
             for reference in build.outdated(engine.docker):

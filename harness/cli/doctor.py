@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import textwrap
 
 import typer
 
@@ -18,15 +19,15 @@ def doctor(as_json: options.Json = False) -> None:
 
     with contextlib.closing(Engine()) as engine:
         facts = engine.facts()
-        vantage = choose_vantage(facts)
-        found = checkup.examine(engine, facts, vantage.name)
-        about = host.describe(facts, vantage.name)
+        with contextlib.closing(choose_vantage(engine, facts)) as vantage:
+            found = checkup.examine(engine, facts, vantage)
+            about = host.describe(facts, vantage)
     if as_json:
         talk.emit(document.make("doctor", host=about, findings={"checks": [each.as_dict() for each in found]}))
     else:
         for each in found:
             talk.data(f"{each.mark}  {each.what}: {each.found}")
             if each.remedy:
-                talk.data(f"      {each.remedy}")
+                talk.data(textwrap.indent(each.remedy, " " * 6))
     if any(each.fatal for each in found):
         raise typer.Exit(EngineError.exit_code)

@@ -34,7 +34,8 @@ def list_images(as_json: options.Json = False) -> None:
     with contextlib.closing(Engine()) as engine:
         facts = engine.facts()
         found = images.survey(engine.docker)
-        about = host.describe(facts, choose_vantage(facts).name)
+        with contextlib.closing(choose_vantage(engine, facts)) as vantage:
+            about = host.describe(facts, vantage)
     if as_json:
         talk.emit(document.make("images", host=about, findings={"images": [asdict(each) for each in found]}))
         return

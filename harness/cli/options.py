@@ -43,7 +43,12 @@ Tmp = Annotated[int | None, typer.Option("--tmp", metavar="MB", help="Size of /t
 Architecture = Annotated[str | None, typer.Option("--architecture", help="x86_64 or arm64.")]
 Layers = Annotated[list[Path] | None, typer.Option("--layer", help="A layer's directory or zip; repeatable, in order.")]
 Image = Annotated[str | None, typer.Option("--image", help="Run in this image instead of the runtime's.")]
-Vantage = Annotated[str, typer.Option("--vantage", help="auto, host or api: where cgroups are reached from.")]
+Vantage = Annotated[
+    str,
+    typer.Option(
+        "--vantage", help="auto, host, agent or api: where cgroups are reached from.", envvar="LAMBDA_HARNESS_VANTAGE"
+    ),
+]
 NoPull = Annotated[bool, typer.Option("--no-pull", help="Never ask a registry.")]
 NoFreeze = Annotated[bool, typer.Option("--no-freeze", help="Leave the sandbox running between invocations.")]
 Gap = Annotated[float, typer.Option("--gap", metavar="S", min=0.0, help="Seconds between invocations.")]

@@ -69,7 +69,7 @@ def check(receivers: Receivers | None, asked: str | None, stand: Stand) -> None:
     Raises:
         NotMeasurable: the command line asks for receivers, and this vantage cannot reach into the containers.
     """
-    if receivers is None or stand.vantage.name == "host":
+    if receivers is None or stand.vantage.shares_kernel:
         return
     why = f"receivers cannot be reached from inside the containers on vantage {stand.vantage.name}"
     if asked is not None:

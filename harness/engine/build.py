@@ -140,7 +140,9 @@ def outdated(client: docker.DockerClient) -> list[str]:
     found: list[str] = []
     for image in client.images.list(filters={"label": LABEL_IMAGE}):
         if image.labels.get(LABEL_IMAGE) != DEBIAN:
-            found += [tag for tag in image.tags if tag.startswith(f"{REPOSITORY}/") and tag not in current]
+            # Podman names loaded images localhost/..., and those built through this API docker.io/...
+            tags = [tag.removeprefix("localhost/").removeprefix("docker.io/") for tag in image.tags]
+            found += [tag for tag in tags if tag.startswith(f"{REPOSITORY}/") and tag not in current]
     return sorted(found)
 
 
@@ -242,7 +244,7 @@ def _run_build(
             )
         text = message.get("stream", "")
         last.append(text)
-        if text.startswith("Step "):
+        if text[:5].upper() == "STEP ":  # Podman shouts
             progress(f"building {name}: {' '.join(text.split())[:100]}")
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import os
+import platform
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -21,10 +23,12 @@ import docker.errors
 import psutil
 import requests.exceptions
 
+from harness import kernel
 from harness.errors import EngineError
 
-_IN_PROGRESS = 409
-"""HTTP's conflict: "removal of container ... is already in progress"."""
+_CONFLICT = 409
+"""HTTP's conflict: "removal of container ... is already in progress", "volume is in use"."""
+PODMAN = "Podman"
 LABEL = "lambda-harness"
 LABEL_OWNER = f"{LABEL}.owner"
 LABEL_SANDBOX = f"{LABEL}.sandbox"
@@ -57,31 +61,55 @@ class EngineFacts:
     operating_system: str
     rootless: bool
 
+    @property
+    def podman(self) -> bool:
+        """Whether this is Podman behind Docker's API, which does some things otherwise: see `containers`."""
+        return self.name.startswith(PODMAN)
+
 
 @functools.cache
 def boot_id() -> str:
     """This boot of this kernel; a process id means nothing across boots."""
+    return kernel.boot_id() or str(int(psutil.boot_time()))
+
+
+@functools.cache
+def machine() -> str:
+    """This machine, told apart from others that use the same engine. Hashed: the machine's own id is nobody else's business."""
+    found = ""
     with contextlib.suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return str(int(psutil.boot_time()))
+        found = Path("/etc/machine-id").read_text().strip()
+    return hashlib.sha256(f"{LABEL} {found or platform.node()}".encode()).hexdigest()[:12]
 
 
 def owner() -> str:
-    """This process, told apart from any other that had or will have its id: ``pid:create time:boot id``."""
+    """This process, told apart from any other that had or will have its id: ``pid:create time:boot id:machine``."""
     process = psutil.Process()
-    return f"{process.pid}:{process.create_time():.2f}:{boot_id()}"
+    return f"{process.pid}:{process.create_time():.2f}:{boot_id()}:{machine()}"
 
 
 def owner_is_gone(text: str) -> bool:
-    """Whether the process that wrote this label has ended. An owner on another machine's boot counts as gone."""
-    pid, _, rest = text.partition(":")
-    created, _, boot = rest.partition(":")
+    """Whether the process that wrote this label has ended. Of one on another machine nobody here can tell: it lives on."""
+    pid, created, boot, where = ([*text.split(":", 3), "", "", ""])[:4]
+    if where and where != machine():
+        return False
     if boot != boot_id() or not pid.isdigit():
         return True
     try:
         return f"{psutil.Process(int(pid)).create_time():.2f}" != created
     except psutil.NoSuchProcess:
+        return not _is_there(int(pid))
+
+
+def _is_there(pid: int) -> bool:
+    """Whether a process lives that /proc may hide from other users (mounted with hidepid=2)."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
         return True
+    except OSError:
+        return False
+    return True
 
 
 class Engine:
@@ -92,14 +120,17 @@ class Engine:
     def __init__(self) -> None:
         self._local = threading.local()
         self._closings: list[weakref.finalize[Any, threading.Thread]] = []
+        self._negotiated = "auto"
 
     @property
     def docker(self) -> docker.DockerClient:
         client = getattr(self._local, "client", None)
         if client is None:
             try:
-                # The version is negotiated: engines from 20.10 on speak different ones.
-                client = docker.from_env(version="auto", timeout=120)
+                # The version is negotiated, once: engines from 20.10 on speak different ones, and Podman (4.3) takes up to a
+                # second to tell its own, as it asks the package manager where its runtime comes from.
+                client = docker.from_env(version=self._negotiated, timeout=120)
+                self._negotiated = str(client.api.api_version)
             except ENGINE_FAILURES as error:
                 raise self._unreachable(error) from error
             self._local.client = client
@@ -126,19 +157,23 @@ class Engine:
                 f"the engine went away while asked to {what}: {str(error)[:200]}", remedy=START_ENGINE
             ) from error
 
+    @functools.cached_property
+    def podman(self) -> bool:
+        """As in `EngineFacts`. Asked once: an engine stays what it is. What `facts` has told is not asked again."""
+        with self.asked("describe itself"):
+            return _name(self.docker.version()).startswith(PODMAN)
+
     def facts(self) -> EngineFacts:
         """Ask the engine what it is; `EngineError` when none answers."""
         client = self.docker
         with self.asked("describe itself"):
             info: dict[str, Any] = client.info()
             version: dict[str, Any] = client.version()
-        engine_name = next(
-            (part["Name"] for part in version.get("Components", []) if "Engine" in part.get("Name", "")),
-            "Docker Engine",
-        )
+        name = _name(version)
+        self.podman = name.startswith(PODMAN)
         machine = str(info.get("Architecture", ""))
         return EngineFacts(
-            name=engine_name,
+            name=name,
             version=str(info.get("ServerVersion", "")),
             api_version=str(client.api.api_version),
             cgroup_version=int(info.get("CgroupVersion") or 1),
@@ -148,14 +183,23 @@ class Engine:
             cpus=int(info.get("NCPU") or 1),
             memory_bytes=int(info.get("MemTotal") or 0),
             operating_system=str(info.get("OperatingSystem", "")),
-            rootless=any("rootless" in option for option in info.get("SecurityOptions") or []),
+            # Docker says it among the security options, Podman (4.3) in a field of its own.
+            rootless=bool(info.get("Rootless"))
+            or any("rootless" in option for option in info.get("SecurityOptions") or []),
         )
 
     def close(self) -> None:
         """Close the clients of all threads; whoever asks again gets a new one."""
         closings, self._closings, self._local = self._closings, [], threading.local()
+        self._negotiated = "auto"
         for closing in closings:
             closing()
+
+
+def _name(version: dict[str, Any]) -> str:
+    """Docker Engine or Podman Engine: both list what they are made of, and name themselves there."""
+    names = (str(part.get("Name", "")) for part in version.get("Components") or ())
+    return next((name for name in names if "Engine" in name), "Docker Engine")
 
 
 def owner_labels(sandbox_id: str) -> dict[str, str]:
@@ -167,7 +211,8 @@ def reap(engine: Engine, *, release: Callable[[str, int], None], everything: boo
     """Remove the containers and volumes of owners that are gone; returns their names.
 
     ``release(container_id, pid)`` is called before each removal: a frozen container cannot be killed on cgroup v1, so
-    the vantage thaws it first. With ``everything`` what living owners hold is removed too.
+    the vantage thaws it first. What the engine has paused it unpauses itself, before that. With ``everything`` what
+    living owners hold is removed too.
     """
     removed = []
     client = engine.docker
@@ -179,17 +224,18 @@ def reap(engine: Engine, *, release: Callable[[str, int], None], everything: boo
         with contextlib.suppress(docker.errors.NotFound, KeyError):
             identifier = str(container.id)
             state = client.api.inspect_container(identifier)["State"]
-            release(identifier, int(state.get("Pid") or 0))
             if state.get("Paused"):
+                # By the engine itself and first: Podman cannot remove what it takes for paused and finds thawed.
                 with contextlib.suppress(docker.errors.APIError):
                     container.unpause()
+            release(identifier, int(state.get("Pid") or 0))
         with engine.asked(f"remove container {container.short_id}"):
             try:
                 container.remove(force=True, v=True)
             except docker.errors.NotFound:
                 continue
             except docker.errors.APIError as error:
-                if error.status_code != _IN_PROGRESS:
+                if error.status_code != _CONFLICT:
                     raise
                 continue  # another command is reaping it
             removed.append(f"container {container.name}")
@@ -197,7 +243,14 @@ def reap(engine: Engine, *, release: Callable[[str, int], None], everything: boo
         volumes = client.volumes.list(filters={"label": LABEL_OWNER})
     for volume in volumes:
         if everything or owner_is_gone((volume.attrs.get("Labels") or {}).get(LABEL_OWNER, "")):
-            with engine.asked(f"remove volume {volume.name}"), contextlib.suppress(docker.errors.NotFound):
-                volume.remove(force=True)
+            with engine.asked(f"remove volume {volume.name}"):
+                try:
+                    volume.remove(force=True)
+                except docker.errors.NotFound:
+                    continue
+                except docker.errors.APIError as error:
+                    if error.status_code != _CONFLICT:
+                        raise
+                    continue  # its container is just being removed by another command
                 removed.append(f"volume {volume.name}")
     return removed

@@ -1,4 +1,8 @@
-"""One container of the engine: create, start, attach, pause, remove. Knows nothing of Lambda, cgroups or the RIE."""
+"""One container of the engine: create, start, attach, pause, remove. Knows nothing of Lambda, cgroups or the RIE.
+
+The engine is Docker, or Podman behind Docker's API. What Podman (4.3) does otherwise is evened out here, or comes out as
+not told: no answer of it may pass for a measurement that it is not.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,28 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import docker.errors
+import requests.exceptions
 from docker.types import LogConfig, Mount, Ulimit
 
 from harness.engine.client import ENGINE_FAILURES, Engine
 from harness.errors import EngineError, SandboxGone
 
 RIE_PORT = 8080
+_LIBPOD = "/v4.0.0/libpod"
+"""Podman's own API, in the oldest version that Podman 4 and 5 speak."""
+_OCI_RESOURCES = {
+    "cpu_quota": ("cpu", "quota"),
+    "cpu_period": ("cpu", "period"),
+    "mem_limit": ("memory", "limit"),
+    "memswap_limit": ("memory", "swap"),
+}
+_HOST_CONFIG = {
+    "cpu_quota": "CpuQuota",
+    "cpu_period": "CpuPeriod",
+    "mem_limit": "Memory",
+    "memswap_limit": "MemorySwap",
+}
+_DEFAULT_PERIOD_US = 100_000
 _NOTICE_S = 2.0
 """How long the engine may take to notice that a container ended."""
 
@@ -82,6 +102,17 @@ class Listed:
         return cls(rss_bytes=int(columns[0]) * 1024, threads=int(columns[1]) if len(columns) > 1 else None)
 
 
+def close_stream(stream: Any) -> None:
+    """Close what docker-py hands out of an attached stream, the response below it first.
+
+    Left open, that one finds its file closed when it is collected, and Python 3.13 prints the exception.
+    """
+    response = getattr(stream, "_response", None)
+    if response is not None:
+        response.close()
+    stream.close()
+
+
 class Container:
     """A context manager: on leaving, the container is gone, whatever happened."""
 
@@ -90,6 +121,13 @@ class Container:
         self._api = engine.docker.api
         self.spec = spec
         self._stream: Any = None
+        self._updated: set[str] = set()
+        self._limits = {
+            "cpu_quota": -1,
+            "cpu_period": _DEFAULT_PERIOD_US,
+            "mem_limit": spec.memory_bytes,
+            "memswap_limit": spec.memory_bytes,
+        }
         self.id = ""
         self.pid = 0
         self.address = ""
@@ -219,36 +257,79 @@ class Container:
             self._api.unpause(self.id)
 
     def update(self, **limits: int) -> None:
-        """Change limits through the engine (names as in the SDK: cpu_quota, cpu_period, mem_limit, memswap_limit)."""
+        """Change limits through the engine (names as in the SDK: cpu_quota, cpu_period, mem_limit, memswap_limit).
+
+        All four are sent, with those that are not named as they were: where systemd manages cgroups of version 2 (Docker 26,
+        runc 1.1), it writes for each that is missing what it believes in, a quota rounded up to a whole percent of a CPU, and
+        no limit of swap.
+        """
+        self._limits |= limits
         with self._engine.asked("change the limits of a container"):
-            self._api.update_container(self.id, **limits)  # type: ignore[arg-type]  # the stubs list each by name
+            if self._engine.podman:
+                self._update_podman(self._limits)
+            else:
+                self._api.update_container(self.id, **self._limits)  # type: ignore[arg-type]  # the stubs list each by name
+        self._updated |= set(limits)
+
+    def _update_podman(self, limits: Mapping[str, int]) -> None:
+        """Docker's way to change limits is missing in Podman's API (4.3); its own has one since then.
+
+        The body is a LinuxResources of the OCI runtime specification.
+        """
+        resources: dict[str, dict[str, int]] = {}
+        for name, value in limits.items():
+            group, key = _OCI_RESOURCES[name]
+            resources.setdefault(group, {})[key] = value
+        path = f"{self._api.base_url}{_LIBPOD}/containers/{self.id}/update"
+        answer = self._api.post(path, json=resources, timeout=self._api.timeout)
+        try:
+            answer.raise_for_status()
+        except requests.exceptions.HTTPError as error:
+            docker.errors.create_api_error_from_http_exception(error)
 
     def limits(self) -> dict[str, Any]:
-        """The engine's HostConfig of the container: what it believes the limits are."""
+        """The engine's HostConfig of the container: what it believes the limits are.
+
+        A limit that was changed is missing where the engine goes on telling what the container was created with.
+        """
         with self._engine.asked("tell the limits of a container"):
             found: dict[str, Any] = self._api.inspect_container(self.id)["HostConfig"]
+        if self._engine.podman:
+            for name in self._updated:
+                if found.get(_HOST_CONFIG[name]) == self._at_creation(name):
+                    del found[_HOST_CONFIG[name]]
         return found
 
+    def _at_creation(self, name: str) -> int:
+        return self.spec.memory_bytes if name in ("mem_limit", "memswap_limit") else 0
+
     def stats(self) -> dict[str, Any]:
-        """One sample of the engine's statistics, without the second that it would otherwise wait for a pair."""
+        """One sample of the engine's statistics, without the second that it would otherwise wait for a pair.
+
+        What the engine does not measure is missing, though it be in the answer.
+        """
         with self._engine.asked("read the statistics of a container"):
             found: dict[str, Any] = self._api.stats(self.id, stream=False, one_shot=True)
+        if self._engine.podman:
+            # Podman fills the form in with zeros, whatever was throttled.
+            found.get("cpu_stats", {}).pop("throttling_data", None)
         return found
 
     def processes(self) -> dict[int, Listed] | None:
         """The container's processes by their id on the engine's kernel; None where the engine cannot list them.
 
-        Works on a paused container too: the engine runs its host's ``ps``.
+        Works on a paused container too, where it is Docker: that runs its host's ``ps``. Podman reads /proc for its own names
+        of columns, has none for threads, and refuses when paused; for any others it would run the image's ps inside.
         """
-        for columns in ("pid,rss,nlwp", "pid,rss"):
+        for columns in ("hpid,rss",) if self._engine.podman else ("-o pid,rss,nlwp", "-o pid,rss"):
             try:
-                found = self._api.top(self.id, f"-o {columns}")
+                found = self._api.top(self.id, columns)
                 return {int(row[0]): Listed.of(row[1:]) for row in found["Processes"] or ()}
             except docker.errors.NotFound:
                 raise self.why_gone() from None
             except docker.errors.APIError:
                 continue  # a ps that does not know the column
-            except (ValueError, IndexError):
+            except (ValueError, IndexError):  # Podman's refusal is an empty answer: no JSON, which is a ValueError
                 return None
             except ENGINE_FAILURES as error:
                 raise self.why_gone() from error
@@ -274,7 +355,12 @@ class Container:
         return total
 
     def oom_events(self, *, until_s: float) -> int:
-        """How often the engine announced an out-of-memory kill in this container, up to this time of its own clock."""
+        """How often the engine announced an out-of-memory kill in this container, up to this time of its own clock.
+
+        `EngineError` where the engine announces none: that says nothing about what happened.
+        """
+        if self._engine.podman:
+            raise EngineError("Podman announces no out-of-memory kills")
         with self._engine.asked("tell the events of a container"):
             filters = {"container": self.id, "event": "oom"}
             # The stubs take whole seconds alone; the engine takes fractions, written as text.
@@ -300,7 +386,7 @@ class Container:
         What an unreachable engine still holds is labelled with this process and is reaped by the next command.
         """
         if self._stream is not None:
-            self._stream.close()
+            close_stream(self._stream)
             self._stream = None
         if not self.id:
             return

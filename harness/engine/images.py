@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 AWS_REGISTRY = "public.ecr.aws"
+DOCKER_REGISTRY = "index.docker.io"
 AWS_IMAGES = f"{AWS_REGISTRY}/lambda"
 PROBE_TIMEOUT_S = 2.0
 NO_ANSWER_FOR_S = 600
@@ -342,7 +343,8 @@ def _registry(client: docker.DockerClient, reference: str) -> str:
     first, slash, _ = reference.partition("/")
     if slash and ("." in first or ":" in first or first == "localhost"):
         return first
-    return urlsplit(str(client.info().get("IndexServerAddress", ""))).netloc or first
+    # Podman (4.3) names no registry here, and completes such names with Docker's as well.
+    return urlsplit(str(client.info().get("IndexServerAddress") or "")).netloc or DOCKER_REGISTRY
 
 
 _answers: dict[str, bool] = {}

@@ -38,6 +38,11 @@ exec "$command"
 """
 
 
+def starter(*, relayed: bool) -> str:
+    """What starts the RIE, with the relay behind it or alone, among the files that are mounted."""
+    return f"{MOUNTED_AT}/{'aws-lambda-rie' if relayed else 'rie'}"
+
+
 def directory(architecture: str) -> Path:
     """A directory in the user's cache that holds ``rie``, ``aws-lambda-rie`` and ``bootstrap``; made once."""
     rie = parts.rie_binary(architecture)

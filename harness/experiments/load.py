@@ -21,7 +21,6 @@ from types import TracebackType
 
 import psutil
 
-from harness.cgroup import Cgroup
 from harness.errors import HarnessError, InvalidInput, UsageError
 from harness.invocation import Invocation, Outcome
 from harness.pool import Lease, Pool, PoolStatistics, spare_memory_bytes
@@ -35,6 +34,9 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 _SAMPLE_S = 0.025
 _SAMPLE_SHARE = 0.02
 """The most of one CPU that watching the memory of all sandboxes may take: with many of them it looks less often."""
+_LOOK_S, _ASKED_LOOK_S = 0.00005, 0.0005
+"""CPU time of one look at one sandbox, as measured: at the kernel's files, and by asking for it, all processes on the way
+included. Not timed while it runs: on the busy host that a load makes, waiting for a CPU takes a hundred times as long."""
 
 _NOTED_WAIT_MS = 1.0
 
@@ -144,7 +146,7 @@ class Load:
         self._taken = 0
         self._lateness_ms: list[float] = []
         self._waited_ms: list[float] = []
-        self._memory = _MemoryWatch(self._pool, function.memory_mb)
+        self._memory = _MemoryWatch(self._pool, _LOOK_S if stand.vantage.shares_kernel else _ASKED_LOOK_S)
         self._cpu_before_s = self._cpu_s = 0.0
         self._host_before: _HostCpu | None = None
         self._host_busy_share: float | None = None
@@ -333,7 +335,7 @@ class _HostCpu:
 
     @classmethod
     def now(cls, stand: Stand) -> _HostCpu | None:
-        if stand.vantage.name != "host":
+        if not stand.vantage.shares_kernel:
             return None
         times = psutil.cpu_times()
         # guest time is in user time already.
@@ -350,9 +352,8 @@ class _HostCpu:
 class _MemoryWatch:
     """Samples what all sandboxes of a pool are charged for together, where the vantage can tell that quickly."""
 
-    def __init__(self, pool: Pool, memory_mb: int) -> None:
-        self._pool = pool
-        self._memory_bytes = memory_mb * _MIB
+    def __init__(self, pool: Pool, look_s: float) -> None:
+        self._pool, self._look_s = pool, look_s
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="memory-watch", daemon=True)
         self.peak_bytes: int | None = None
@@ -369,20 +370,15 @@ class _MemoryWatch:
     def _run(self) -> None:
         pause_s = _SAMPLE_S
         while not self._over.wait(pause_s):
-            begun = time.monotonic()
             charged = [self._charged(sandbox) for sandbox in self._pool.sandboxes]
             known = [each for each in charged if each is not None]
             if known:
                 self.samples += 1
                 self.peak_bytes = max(self.peak_bytes or 0, sum(known))
-            pause_s = max(_SAMPLE_S, (time.monotonic() - begun) / _SAMPLE_SHARE)
+            pause_s = max(_SAMPLE_S, len(charged) * self._look_s / _SAMPLE_SHARE)
 
-    def _charged(self, sandbox: Sandbox) -> int | None:
-        group: Cgroup | None = getattr(sandbox.cell.reach, "cgroup", None)
-        if group is None:
-            return None
+    @staticmethod
+    def _charged(sandbox: Sandbox) -> int | None:
         with contextlib.suppress(HarnessError):  # it may be on its way out
-            limit = group.memory_limit()
-            # What the limit has above the memory size is the RIE's share.
-            return None if limit is None else max(0, group.memory_now().current_bytes - (limit - self._memory_bytes))
+            return sandbox.cell.reach.charged_bytes()
         return None

@@ -21,7 +21,7 @@ from harness.errors import EngineError, UsageError
 from harness.receivers import cloudwatch, emf, lambda_segments, xray
 from harness.receivers.http_exchange import Reply, Request
 from harness.receivers.loop import Bounds, Handlers, Loop
-from harness.watch import enter_network_namespace
+from harness.watch import in_network_namespace
 
 if TYPE_CHECKING:
     from harness.context import Trace
@@ -180,31 +180,24 @@ class Receivers:
         undo = contextlib.ExitStack()
         datagrams: list[socket.socket] = []
         listeners: dict[str, socket.socket] = {}
-        failure: list[BaseException] = []
 
         def open_there() -> None:
-            try:
-                enter_network_namespace(pid)
-                for kind in self.kinds:
-                    port = getattr(self._ports, kind)
-                    listeners[kind] = undo.enter_context(socket.create_server((HOST, port), backlog=16))
-                if "xray" in self.kinds:
-                    datagrams.append(undo.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)))
-                    _enlarge(datagrams[0])
-                    datagrams[0].bind((HOST, listeners["xray"].getsockname()[1]))
-            except BaseException as error:  # noqa: BLE001  # handed to the thread that waits
-                failure.append(error)
+            for kind in self.kinds:
+                port = getattr(self._ports, kind)
+                listeners[kind] = undo.enter_context(socket.create_server((HOST, port), backlog=16))
+            if "xray" in self.kinds:
+                datagrams.append(undo.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)))
+                _enlarge(datagrams[0])
+                datagrams[0].bind((HOST, listeners["xray"].getsockname()[1]))
 
-        # A thread that has entered a namespace must not do anything else afterwards: this one ends.
-        thread = threading.Thread(target=open_there, name=f"receivers-of-{sandbox_id}", daemon=True)
-        thread.start()
-        thread.join()
-        if failure:
+        try:
+            in_network_namespace(pid, open_there)
+        except BaseException as error:
             undo.close()
             raise EngineError(
-                f"the receivers cannot be opened in sandbox {sandbox_id}: {failure[0]}",
+                f"the receivers cannot be opened in sandbox {sandbox_id}: {error}",
                 remedy="they need the host vantage; run without receivers where there is none",
-            ) from failure[0]
+            ) from error
         undo.pop_all()
         return (datagrams[0] if datagrams else None), listeners
 

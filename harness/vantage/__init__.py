@@ -1,18 +1,27 @@
 """Where a sandbox's cgroup and processes are reached from: one interface, and the choice of the vantage.
 
-``host``: this kernel runs the containers and this process may write their cgroups. ``api``: nothing but the engine's API.
+``host``: this kernel runs the containers and this process may write their cgroups. ``agent``: a container beside them does
+it, on the kernel that runs them. ``api``: nothing but the engine's API.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from harness.engine.containers import Container
+from harness.context import RequestContext
 from harness.invocation import PeakMethod
 from harness.tiers import Tier
+
+if TYPE_CHECKING:
+    # Types alone: what is in here also runs where neither the engine's SDK nor the rest of the harness is.
+    from harness.engine.containers import Container
+    from harness.memory_watch import MemorySeen
+    from harness.rie import Answer
+    from harness.watch import Exchange, Tell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +113,12 @@ class Reach(Protocol):
     def resident_bytes(self) -> int | None:
         """The resident memory of the runtime's processes now; None where it cannot be read at once."""
 
+    def charged_bytes(self) -> int | None:
+        """What the sandbox is charged now, the RIE's share taken off; None where that cannot be told quickly."""
+
+    def watch_memory(self) -> MemoryWatching | None:
+        """To be entered around one request; None where nothing shows what a sandbox is charged while it runs."""
+
     def freeze(self) -> None: ...
 
     def thaw(self) -> None: ...
@@ -115,19 +130,113 @@ class Reach(Protocol):
         """Leave the sandbox in a state in which the engine can remove it."""
 
 
+class MemoryWatching(Protocol):
+    """A context manager over a sandbox's memory; see `harness.memory_watch.MemoryWatch`. Never raises."""
+
+    @property
+    def found(self) -> MemorySeen:
+        """Complete once the watch has been stopped."""
+
+    def __enter__(self) -> MemoryWatching: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def stop(self) -> None:
+        """What leaving it does, too. Safe to call twice."""
+
+
+class Rie(Protocol):
+    """The RIE of one container; see `harness.rie.RieClient`."""
+
+    def wait_until_ready(self, timeout_s: float) -> None: ...
+
+    def invoke(self, event: bytes, *, timeout_s: float, client_context: str | None = None) -> Answer: ...
+
+    def close(self) -> None: ...
+
+
+class Watching(Protocol):
+    """The watch over one sandbox; see `harness.watch.Watch`."""
+
+    failure: BaseException | None
+    log_lines: list[str]
+
+    @property
+    def current(self) -> Exchange | None: ...
+
+    @property
+    def relayed(self) -> bool: ...
+
+    def begin_watching(self) -> None: ...
+
+    def expect(
+        self, *, timeout_s: float, init_limit_s: float, context: RequestContext | None = None, ahead: bool = False
+    ) -> Exchange: ...
+
+    def release(self, event: bytes) -> None: ...
+
+    def settle(self, exchange: Exchange, *, timeout_s: float) -> None: ...
+
+    def finish(self, exchange: Exchange) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class Attendant(Protocol):
+    """What attends to one started container: its RIE, its reach, its watch, all in the same place."""
+
+    @property
+    def rie(self) -> Rie: ...
+
+    def reach(self) -> Reach:
+        """To be asked once the RIE listens: not before has it the memory whose share is to be measured."""
+
+    def watch(
+        self,
+        reach: Reach,
+        *,
+        name: str,
+        log: socket.socket,
+        tell: Tell,
+        event_headers: Callable[[RequestContext], dict[bytes, bytes]],
+        sample_s: float,
+    ) -> Watching:
+        """A watch that has not begun; it takes ``log`` over."""
+
+    def close(self) -> None:
+        """After reach and watch have been given back."""
+
+
 class Vantage(Protocol):
-    """Opens sandboxes; one for a whole command."""
+    """Opens sandboxes; one for a whole command. Whoever made it closes it."""
 
     name: str
+    relays: bool
+    """Whether the Runtime API is relayed: exact instants, deadlines and ids, and inits ahead of requests."""
+    shares_kernel: bool
+    """Whether this process may enter the sandboxes' namespaces."""
+    sees_files: bool
+    """Whether the engine can mount this host's files, or they have to be carried to it."""
+
+    def describe(self) -> dict[str, Any]:
+        """What is known of the containers' kernel beside what the engine says: ``hz``, ``cpu_model``, None where unknown."""
+
+    def spare_memory_bytes(self) -> int | None:
+        """Memory that is available now where the containers run; None where only the engine's total is known."""
+
+    def carry(self, binds: Mapping[str, tuple[str, str]], image_id: str) -> dict[str, tuple[str, str]]:
+        """The same binds with sources that the engine can mount: host paths, or volumes that hold the same files."""
 
     def tmp(self, size_mb: int, sandbox_id: str, work_dir: Path) -> TmpVolume:
         """Storage for a sandbox's /tmp, of exactly this size where the vantage allows."""
 
-    def reach(self, container: Container, tmp_mb: int) -> Reach:
-        """The started container, reachable; ``tmp_mb`` is what its /tmp should hold at most."""
+    def attend(self, container: Container, tmp_mb: int) -> Attendant:
+        """For the started container; ``tmp_mb`` is what its /tmp should hold at most."""
 
     def cpus(self) -> tuple[int, ...]:
         """The CPUs that sandboxes may use."""
 
     def let_go(self, container_id: str, pid: int) -> None:
         """Make a container of a dead owner removable (thaw it); quiet if there is nothing to do."""
+
+    def close(self) -> None: ...

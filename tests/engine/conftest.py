@@ -26,7 +26,14 @@ from harness.stand import Stand
 from harness.vantage.host import HostVantage
 
 ROOT = Path(__file__).parents[2]
-WAIT_S = 30
+AGENT = "lambda-harness-agent-"
+PATIENCE = float(os.environ.get("LAMBDA_HARNESS_TEST_PATIENCE") or 1)
+"""How much slower than a laptop's the engine may be: an emulated machine takes ten times as long for everything."""
+WAIT_S = 30 * PATIENCE
+VANTAGES = (
+    [os.environ["LAMBDA_HARNESS_VANTAGE"]] if "LAMBDA_HARNESS_VANTAGE" in os.environ else ["host", "agent", "api"]
+)
+"""One that is named in the environment is all that is tried: on an engine elsewhere the others are not possible, or slow."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,12 +53,12 @@ def facts(engine: Engine) -> EngineFacts:
     return engine.facts()
 
 
-@pytest.fixture(params=["host", "api"])
+@pytest.fixture(params=VANTAGES)
 def vantage(request: pytest.FixtureRequest, facts: EngineFacts) -> str:
     return checked(str(request.param), facts)
 
 
-@pytest.fixture(scope="module", params=["host", "api"])
+@pytest.fixture(scope="module", params=VANTAGES)
 def module_vantage(request: pytest.FixtureRequest, facts: EngineFacts) -> str:
     return checked(str(request.param), facts)
 
@@ -108,6 +115,8 @@ class Lab:
         if isinstance(source, str):
             source = self.function({"app.py": source})
             settings = {"runtime": "python3.13", "handler": "app.handler", "memory_mb": 512} | settings
+        if PATIENCE > 1:
+            settings = {"timeout_s": min(900, int(3 * PATIENCE))} | settings
         function = load(str(source), Overrides(**settings))
         with Stand(function, vantage=vantage, freeze=freeze, pull=False, on_output=on_output) as stand:
             yield stand
@@ -122,6 +131,10 @@ class Lab:
         owner = f"{pid or os.getpid()}:"
         listed = self.engine.docker.containers.list(all=True, filters={"label": LABEL_OWNER}, ignore_removed=True)
         return {str(each.name) for each in listed if each.labels[LABEL_OWNER].startswith(owner)}
+
+    def sandboxes(self, pid: int | None = None) -> set[str]:
+        """The containers of a process but its agent's."""
+        return {name for name in self.containers(pid) if not name.startswith(AGENT)}
 
     def start(self, *arguments: object, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
         """The command line, as a process of its own."""
@@ -143,7 +156,7 @@ class Lab:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=120 * PATIENCE,
             check=False,
             cwd=ROOT,
             env={**os.environ, "NO_COLOR": "1", **(env or {})},

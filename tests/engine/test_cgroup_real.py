@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from conftest import PATIENCE
 
 from harness import procfs
 from harness.cgroup import Cgroup, cpus_of, locate, open_cgroup
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MIB = 1024 * 1024
-WAIT_S = 20
+WAIT_S = 20 * PATIENCE
 BURN = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; echo done"
 FOREVER = "while :; do :; done & echo $!"
 
@@ -37,7 +38,7 @@ pytestmark = pytest.mark.skipif(shutil.which("docker") is None, reason="needs th
 
 
 def docker(*arguments: str) -> str:
-    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False, timeout=60 * PATIENCE)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -46,7 +47,9 @@ def docker(*arguments: str) -> str:
 def image() -> str:
     """Any local image of ours with a shell: the tests need nothing else."""
     found = docker("images", "--format", "{{.Repository}}:{{.Tag}}").splitlines()
-    usable = [name for name in found if re.match(r"(lambda-harness/(base|python|provided)|lh-test/base)", name)]
+    usable = [
+        name for name in found if re.match(r"(localhost/)?(lambda-harness/(base|python|provided)|lh-test/base)", name)
+    ]
     if not usable:
         pytest.skip("no image with a shell is in the engine: run `lambda-harness images build`")
     return usable[0]
@@ -111,7 +114,7 @@ def started(image: str) -> Iterator[Sandbox]:
             sandbox.cgroup.kill_all()
             sandbox.shell.close()
             sandbox.cgroup.close()
-        subprocess.run(["docker", "rm", "--force", name], capture_output=True, check=False, timeout=60)
+        subprocess.run(["docker", "rm", "--force", name], capture_output=True, check=False, timeout=60 * PATIENCE)
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ SLEEPER = """
         time.sleep(event.get("s", 100))
         return "awake"
 """
+ENGINE = Path(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://"))
 
 
 def work_dirs(pid: int) -> list[Path]:
@@ -64,7 +65,7 @@ def test_an_interrupted_command_gives_everything_back(
     lab: Lab, vantage: str, number: signal.Signals, exit_code: int
 ) -> None:
     process = asleep(lab, "--vantage", vantage)
-    assert len(lab.containers(process.pid)) == 1
+    assert len(lab.sandboxes(process.pid)) == 1
     folders = work_dirs(process.pid)
     assert folders
     _, said = end(process, number)
@@ -78,7 +79,7 @@ def test_an_interrupted_command_gives_everything_back(
 def test_what_a_killed_command_leaves_is_reaped_by_clean(lab: Lab, vantage: str) -> None:
     process = asleep(lab, "--vantage", vantage)
     end(process, signal.SIGKILL)
-    (left,) = lab.containers(process.pid)
+    (left,) = lab.sandboxes(process.pid)
     folders = work_dirs(process.pid)
     said = lab.cli("clean").stdout
     assert f"removed container {left}" in said
@@ -94,7 +95,7 @@ def test_a_command_killed_while_its_sandbox_was_frozen_is_reaped_too(lab: Lab, v
         if "REPORT RequestId" in line:
             break
     end(process, signal.SIGKILL)
-    assert len(lab.containers(process.pid)) == 1
+    assert len(lab.sandboxes(process.pid)) == 1
     lab.cli("clean")
     assert lab.containers(process.pid) == set()
 
@@ -104,8 +105,8 @@ def test_two_commands_at_once_leave_each_other_alone(lab: Lab) -> None:
     second = asleep(lab)  # it reaps what the dead left, when it starts
     try:
         lab.cli("clean")
-        assert len(lab.containers(first.pid)) == 1
-        assert len(lab.containers(second.pid)) == 1
+        assert len(lab.sandboxes(first.pid)) == 1
+        assert len(lab.sandboxes(second.pid)) == 1
     finally:
         for each in (first, second):
             end(each, signal.SIGINT)
@@ -129,7 +130,7 @@ class Proxy:
             except OSError:
                 return
             engine = socket.socket(socket.AF_UNIX)
-            engine.connect("/var/run/docker.sock")
+            engine.connect(str(ENGINE))
             self.connections += [client, engine]
             for source, target in ((client, engine), (engine, client)):
                 threading.Thread(target=self.copy, args=(source, target), daemon=True).start()
@@ -153,26 +154,27 @@ class Proxy:
 
 @pytest.fixture
 def proxy(tmp_path: Path) -> Iterator[Proxy]:
-    if not Path("/var/run/docker.sock").is_socket():
-        pytest.skip("the engine does not listen at /var/run/docker.sock")
+    if not ENGINE.is_socket():
+        pytest.skip(f"the engine does not listen at {ENGINE}")
     found = Proxy(tmp_path / "docker.sock")
     yield found
     found.cut()
 
 
+@pytest.mark.parametrize("vantage", ["agent", "api"])
 def test_an_engine_that_goes_away_in_the_middle_is_said_plainly_and_nothing_hangs(
-    lab: Lab, proxy: Proxy, facts: EngineFacts
+    lab: Lab, proxy: Proxy, facts: EngineFacts, vantage: str
 ) -> None:
     checked("host", facts)
-    process = asleep(lab, "--vantage", "api", event='{"s": 1}', env={"DOCKER_HOST": f"unix://{proxy.path}"})
-    (name,) = lab.containers(process.pid)
+    process = asleep(lab, "--vantage", vantage, event='{"s": 1}', env={"DOCKER_HOST": f"unix://{proxy.path}"})
+    assert len(lab.sandboxes(process.pid)) == 1
     proxy.cut()
     _, said = process.communicate(timeout=WAIT_S)
     assert process.returncode == 4, said
     assert "Traceback" not in said
     assert "engine" in said
     lab.cli("clean")
-    assert name not in lab.containers(process.pid)
+    assert lab.containers(process.pid) == set()
 
 
 def test_on_vantage_host_an_invocation_outlives_its_engine(lab: Lab, proxy: Proxy, facts: EngineFacts) -> None:
@@ -188,12 +190,14 @@ def test_on_vantage_host_an_invocation_outlives_its_engine(lab: Lab, proxy: Prox
 
 def test_a_start_that_fails_leaves_nothing(lab: Lab, vantage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from harness.errors import EngineError
+    from harness.vantage.agent import RemoteWatch
     from harness.watch import Watch
 
-    def refuse(self: Watch) -> None:
+    def refuse(_: object) -> None:
         raise EngineError("refused")
 
-    monkeypatch.setattr(Watch, "begin_watching", refuse)
+    for watch in (Watch, RemoteWatch):
+        monkeypatch.setattr(watch, "begin_watching", refuse)
     with pytest.raises(EngineError, match="refused"), lab.sandbox(SLEEPER, vantage=vantage):
         pytest.fail("it started")
     assert lab.containers() == set()

@@ -28,6 +28,8 @@ from harness.stand import work_base
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from conftest import Lab
+
 BRIDGE, SUBNET = "lhtest0", "172.31.251.1/24"
 
 
@@ -102,6 +104,18 @@ def daemon() -> Iterator[Daemon]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture
+def with_python(daemon: Daemon) -> Daemon:
+    """Its store holds the image of python3.13."""
+    engine = Engine()
+    image = resolve(engine.docker, "python3.13", "x86_64", pull=False)
+    engine.close()
+    with subprocess.Popen(["docker", "save", image.reference], stdout=subprocess.PIPE) as saved:
+        assert saved.stdout is not None
+        daemon.docker("load", stdin=saved.stdout.fileno())
+    return daemon
+
+
 def serve(daemon: Daemon, store: Path) -> tuple[Service, threading.Thread]:
     words = [sys.executable, "-m", "harness", "serve", "--port", "0", "--store", str(store), "--no-pull"]
     process = subprocess.Popen(
@@ -132,13 +146,8 @@ def outcome(invoke: Callable[[], object]) -> str:
     return "ok"
 
 
-def test_requests_fail_while_the_engine_is_away_and_work_after(daemon: Daemon, tmp_path: Path) -> None:
-    engine = Engine()
-    image = resolve(engine.docker, "python3.13", "x86_64", pull=False)
-    engine.close()
-    with subprocess.Popen(["docker", "save", image.reference], stdout=subprocess.PIPE) as saved:
-        assert saved.stdout is not None
-        daemon.docker("load", stdin=saved.stdout.fileno())
+def test_requests_fail_while_the_engine_is_away_and_work_after(with_python: Daemon, tmp_path: Path) -> None:
+    daemon = with_python
     service, reading = serve(daemon, tmp_path / "runs.sqlite3")
     try:
         aws = service.aws()
@@ -184,3 +193,44 @@ def test_requests_fail_while_the_engine_is_away_and_work_after(daemon: Daemon, t
             ["docker", "--host", daemon.host, "ps", "--quiet", "--all"], capture_output=True, text=True, check=True
         ).stdout
         assert left == ""
+
+
+@pytest.mark.parametrize(
+    ("vantage", "number"),
+    [("host", signal.SIGKILL), ("agent", signal.SIGKILL), ("agent", signal.SIGTERM), ("api", signal.SIGTERM)],
+)
+def test_a_sweep_whose_engine_is_restarted_says_so_keeps_its_records_and_leaves_nothing(
+    with_python: Daemon, lab: Lab, tmp_path: Path, vantage: str, number: signal.Signals
+) -> None:
+    daemon = with_python
+    env = {"DOCKER_HOST": daemon.host, "LAMBDA_HARNESS_STORE": str(tmp_path / "runs.sqlite3")}
+    source = lab.function({"app.py": "def handler(event, context):\n    print('called')\n    return 1\n"})
+    words = [source, "--runtime", "python3.13", "--handler", "app.handler", "--no-pull", "--vantage", vantage]
+    process = lab.start("sweep", *words, "-m", "128,256", "-n", 400, env=env)
+    reading = threading.Thread(target=lambda: said.append(process.communicate()[1]), daemon=True)
+    said: list[str] = []
+    reading.start()
+
+    def kept() -> int:
+        runs = lab.document("runs", "list", env=env)["runs"]
+        return int(runs[0]["invocations"]) if runs else 0
+
+    try:
+        until(lambda: kept() >= 3, "some invocations to be measured")
+        daemon.stop(number)
+        daemon.start()
+        reading.join(WAIT_S * 4)
+        assert not reading.is_alive(), "it hangs"
+    finally:
+        process.kill()
+        reading.join()
+    # Where the engine is back before each size has lost three sandboxes, the sweep goes on in new ones.
+    assert process.returncode in (0, 4), said[0][-2000:]
+    assert "Traceback" not in said[0]
+    assert "engine_error: " in said[0]
+    assert kept() >= 3
+    lab.cli("clean", env=env)
+    left = subprocess.run(
+        ["docker", "--host", daemon.host, "ps", "--quiet", "--all"], capture_output=True, text=True, check=True
+    ).stdout
+    assert left == ""

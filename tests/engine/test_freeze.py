@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from conftest import invoke
 
-from harness.vantage.host import HostReach
+from harness.vantage.agent import RemoteReach
+from harness.vantage.reach import CgroupReach
 
 if TYPE_CHECKING:
     from conftest import Lab
@@ -31,8 +32,8 @@ UNFROZEN = GAP_S / 0.005
 
 def standing_still(lab: Lab, sandbox: Sandbox) -> bool:
     reach = sandbox.cell.reach
-    if isinstance(reach, HostReach):
-        return reach.cgroup.frozen()
+    if isinstance(reach, CgroupReach | RemoteReach):
+        return reach.frozen()
     paused: bool = lab.engine.docker.api.inspect_container(f"lambda-harness-{sandbox.id}")["State"]["Paused"]
     return paused
 

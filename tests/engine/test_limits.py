@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,18 +13,20 @@ import pytest
 from conftest import invoke, until
 
 from harness.cgroup import cpus_of, locate
-from harness.errors import EngineError
+from harness.errors import EngineError, UsageError
 from harness.invocation import Invocation, Outcome, PhaseInit
 from harness.sandbox import Sandbox
 from harness.stand import choose_vantage
 from harness.tiers import BOOST_VCPUS, CPU_PERIOD_US
+from harness.vantage import agent, reading
 from harness.vantage import host as host_vantage
-from harness.vantage.host import HostReach
+from harness.vantage.api import ApiVantage
+from harness.vantage.reach import CgroupReach
 
 if TYPE_CHECKING:
     from conftest import Lab
 
-    from harness.engine.client import EngineFacts
+    from harness.engine.client import Engine, EngineFacts
 
 MIB = 1024 * 1024
 
@@ -80,9 +84,9 @@ PROBE = """
 """
 
 
-def reach(sandbox: Sandbox) -> HostReach:
+def reach(sandbox: Sandbox) -> CgroupReach:
     found = sandbox.cell.reach
-    assert isinstance(found, HostReach)
+    assert isinstance(found, CgroupReach)
     return found
 
 
@@ -271,22 +275,36 @@ def test_a_memory_size_with_more_vcpus_than_this_host_has_says_so(lab: Lab, host
     assert record.cpu_quota_us == 115_771
 
 
-def test_a_vantage_that_cannot_be_is_refused_with_the_reason(facts: EngineFacts) -> None:
-    import dataclasses
-
+def test_a_vantage_that_cannot_be_is_refused_with_the_reason(engine: Engine, facts: EngineFacts) -> None:
     elsewhere = dataclasses.replace(facts, kernel="another")
-    assert choose_vantage(elsewhere).name == "api"
     with pytest.raises(EngineError, match="another kernel") as found:
-        choose_vantage(elsewhere, "host")
-    assert "--vantage api" in found.value.remedy
-    assert choose_vantage(dataclasses.replace(facts, rootless=True)).name == "api"
-    with pytest.raises(Exception, match="no vantage 'moon'"):
-        choose_vantage(facts, "moon")
+        choose_vantage(engine, elsewhere, "host")
+    assert "--vantage agent" in found.value.remedy
+    with pytest.raises(UsageError, match="no vantage 'moon'"):
+        choose_vantage(engine, facts, "moon")
+
+
+def test_where_the_engine_s_kernel_is_another_an_agent_is_chosen(engine: Engine, facts: EngineFacts) -> None:
+    with contextlib.closing(choose_vantage(engine, dataclasses.replace(facts, kernel="another"))) as found:
+        assert found.name == "agent"
+
+
+def test_where_no_agent_can_be_started_the_engine_s_api_is_left(
+    engine: Engine, facts: EngineFacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent, "_image", lambda _: None)
+    found = choose_vantage(engine, dataclasses.replace(facts, kernel="another"))
+    assert isinstance(found, ApiVantage)
+    assert "no image with Python 3.11" in found.why_not_agent
+    with pytest.raises(EngineError, match="no image with Python") as refused:
+        choose_vantage(engine, facts, "agent")
+    assert "images build" in refused.value.remedy
 
 
 def test_an_engine_s_list_without_the_rie_is_no_list(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     from harness.engine.containers import Container
 
+    monkeypatch.setattr(reading, "open_reading", lambda *_, **__: None)  # as for an engine elsewhere
     monkeypatch.setattr(Container, "processes", lambda self: {})
     with lab.sandbox(PROBE, vantage="api") as sandbox:
         record = invoke(sandbox)
@@ -317,3 +335,19 @@ def test_where_nothing_limits_tmp_it_is_counted_and_flagged(lab: Lab, monkeypatc
         assert large.tmp_bytes is not None
         assert large.tmp_bytes > 512 * MIB
         assert any("ENOSPC" in note for note in large.notes)
+
+
+def test_a_limit_that_another_program_changed_is_put_back_and_told(lab: Lab, host: str) -> None:
+    with lab.sandbox(PROBE, vantage=host, memory_mb=256) as sandbox:
+        first = invoke(sandbox)
+        assert not any("instead of" in note for note in first.notes)
+        larger = 512 * MIB
+        lab.engine.docker.api.update_container(f"lambda-harness-{sandbox.id}", mem_limit=larger, memswap_limit=larger)
+        assert reach(sandbox).cgroup.memory_limit() == larger
+        second = invoke(sandbox)
+        assert reach(sandbox).cgroup.memory_limit() == second.memory_limit_bytes
+        third = invoke(sandbox)
+    told = [note for note in second.notes if "instead of" in note]
+    assert len(told) == 1
+    assert told[0].startswith(f"before this invocation the memory limit was {larger} instead of ")
+    assert third.notes == first.notes

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Lab
+from conftest import PATIENCE, VANTAGES, Lab, checked
+
+from harness.engine.client import EngineFacts
+from harness.vantage import reading
 
 MIB = 1024 * 1024
-OPTIONS = ("--runtime", "python3.13", "--handler", "app.handler", "--confirm", "1")
+TIMEOUT = ("--timeout", str(min(900, int(3 * PATIENCE))))
+OPTIONS = ("--runtime", "python3.13", "--handler", "app.handler", "--confirm", "1", *TIMEOUT)
 HUNGRY = """
     def handler(event, context):
         print("about to take", event["mb"], flush=True)
@@ -32,10 +36,16 @@ def env(tmp_path: Path) -> dict[str, str]:
     return {"LAMBDA_HARNESS_STORE": str(tmp_path / "runs.sqlite3")}
 
 
-def test_the_smallest_size_is_found_and_the_kill_below_is_told(lab: Lab, host: str, env: dict[str, str]) -> None:
+@pytest.fixture(params=[each for each in VANTAGES if each != "api"])
+def watching(request: pytest.FixtureRequest, facts: EngineFacts) -> str:
+    """A vantage that shows a sandbox's memory while a request runs."""
+    return checked(str(request.param), facts)
+
+
+def test_the_smallest_size_is_found_and_the_kill_below_is_told(lab: Lab, watching: str, env: dict[str, str]) -> None:
     folder = lab.function({"app.py": HUNGRY})
     made = lab.document(
-        "oom", folder, *OPTIONS, "-e", '{"mb": 150}', "--from", 150, "--to", 170, "--vantage", host, env=env
+        "oom", folder, *OPTIONS, "-e", '{"mb": 150}', "--from", 150, "--to", 170, "--vantage", watching, env=env
     )
     found = made["findings"]
     smallest = found["smallest_memory_mb"]
@@ -47,6 +57,8 @@ def test_the_smallest_size_is_found_and_the_kill_below_is_told(lab: Lab, host: s
     assert story["memory_mb"] == smallest - 1
     assert story["killed_process"].startswith("python3")
     assert story["killed"][0]["runtime"] is True
+    assert story["killed"][0]["source"] in ({"process_list"} if watching == "agent" else {"kernel_log", "process_list"})
+    assert story["killed"][0]["anon_bytes"] > 0
     assert story["last_output"] == ["about to take 150"]
     assert "signal: killed" in story["response"]["errorMessage"]
     assert "Error Type: Runtime.OutOfMemory" in story["report"]
@@ -59,9 +71,11 @@ def test_the_smallest_size_is_found_and_the_kill_below_is_told(lab: Lab, host: s
     assert story["killed_at_ms"] >= peak["ms"] - 10
 
 
-def test_a_child_that_is_killed_counts_though_the_function_answers(lab: Lab, host: str, env: dict[str, str]) -> None:
+def test_a_child_that_is_killed_counts_though_the_function_answers(
+    lab: Lab, watching: str, env: dict[str, str]
+) -> None:
     folder = lab.function({"app.py": PARENT})
-    made = lab.document("oom", folder, *OPTIONS, "--from", 140, "--to", 140, "--vantage", host, env=env, expect=0)
+    made = lab.document("oom", folder, *OPTIONS, "--from", 140, "--to", 140, "--vantage", watching, env=env, expect=0)
     found = made["findings"]
     assert made["invocations"][0]["outcome"] == "success"
     assert found["verdict"] == "no_size_saves_it"
@@ -83,12 +97,18 @@ def test_a_function_that_no_size_saves(lab: Lab, env: dict[str, str]) -> None:
     assert [each["memory_mb"] for each in found["tries"]] == [128, 192]
 
 
-def test_the_engines_api_alone_finds_it_too_and_says_what_it_cannot_see(lab: Lab, env: dict[str, str]) -> None:
+def test_the_engines_api_alone_finds_it_too_and_says_what_it_cannot_see(
+    lab: Lab, facts: EngineFacts, env: dict[str, str]
+) -> None:
     folder = lab.function({"app.py": HUNGRY})
     event = ("-e", '{"mb": 150}', "--from", 150, "--to", 166)
     found: dict[str, Any] = lab.document("oom", folder, *OPTIONS, *event, "--vantage", "api", env=env)["findings"]
     assert 154 <= found["smallest_memory_mb"] <= 165
     story = found["kill"]
+    if reading.is_this_machine(facts.kernel, facts.memory_bytes):  # whose cgroups can be read, if not written
+        assert max(each["memory_bytes"] for each in story["timeline"]) > 0.9 * story["memory_mb"] * MIB
+        assert story["killed_process"].startswith("python3")
+        return
     assert story["timeline"] == []
     assert "vantage api" in story["timeline_reason"]
     assert story["killed"][0]["source"] == "exit_line"

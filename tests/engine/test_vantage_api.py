@@ -1,14 +1,20 @@
-"""Vantage api: what it cannot know is None or marked, and what it says is true."""
+"""Vantage api: what it cannot know is None or marked, and what it says is true.
+
+``far``: the engine alone is asked, as one in a virtual machine is. ``near``: this kernel runs the containers, and what may be
+read of them is read.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import invoke
+from conftest import PATIENCE, invoke
 
+from harness.engine.client import EngineFacts
 from harness.errors import EngineError, LimitError
 from harness.invocation import Outcome, PeakMethod
+from harness.vantage import reading
 
 if TYPE_CHECKING:
     from conftest import Lab
@@ -21,16 +27,29 @@ BURN = """
         start = time.process_time()
         while time.process_time() - start < event.get("cpu_s", 0):
             pass
+        spike = bytearray(b"x") * (event.get("spike_mb", 0) << 20)
+        del spike
         kept.append(bytearray(b"x") * (event.get("mb", 0) << 20))
+        time.sleep(event.get("sleep_s", 0))
         return time.process_time() - start
 """
 
 
-def test_a_cold_start_s_cpu_time_is_not_guessed_and_a_warm_one_s_is_the_sandbox_s(lab: Lab) -> None:
-    with lab.sandbox(BURN, vantage="api", memory_mb=1769, timeout_s=20) as sandbox:
+@pytest.fixture
+def far(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "open_reading", lambda *_, **__: None)
+
+
+@pytest.fixture
+def near(facts: EngineFacts) -> None:
+    if not reading.is_this_machine(facts.kernel, facts.memory_bytes):
+        pytest.skip("the engine is on another machine: nothing of its containers can be read from here")
+
+
+def test_a_cold_start_s_cpu_time_is_not_guessed_and_a_warm_one_s_is_the_sandbox_s(lab: Lab, far: None) -> None:
+    with lab.sandbox(BURN, vantage="api", memory_mb=1769, timeout_s=int(20 * PATIENCE)) as sandbox:
         cold, idle, busy = invoke(sandbox), invoke(sandbox), invoke(sandbox, cpu_s=0.4)
     assert cold.cpu_ms is None
-    assert cold.throttled_ms is None
     assert idle.cpu_ms is not None
     assert idle.cpu_ms < 100, "looking at a sandbox is not charged to it"
     assert busy.cpu_ms is not None
@@ -53,8 +72,8 @@ def test_durations_are_those_of_the_rie_s_own_clock(lab: Lab) -> None:
     assert cold.boost_lag_ms is not None
 
 
-def test_memory_is_marked_as_sampled_and_what_lies_out_of_reach_is_none(lab: Lab) -> None:
-    with lab.sandbox(BURN, vantage="api", memory_mb=512, timeout_s=20) as sandbox:
+def test_memory_is_marked_as_sampled_and_what_lies_out_of_reach_is_none(lab: Lab, far: None) -> None:
+    with lab.sandbox(BURN, vantage="api", memory_mb=512, timeout_s=int(20 * PATIENCE)) as sandbox:
         before, grown = invoke(sandbox), invoke(sandbox, mb=100)
     for record in (before, grown):
         assert record.peak_method is PeakMethod.SAMPLED
@@ -72,7 +91,7 @@ def test_memory_is_marked_as_sampled_and_what_lies_out_of_reach_is_none(lab: Lab
     assert grown.max_memory_used_mb >= 100
 
 
-def test_without_freezing_nothing_is_counted_that_cannot_be_told_apart(lab: Lab) -> None:
+def test_without_freezing_nothing_is_counted_that_cannot_be_told_apart(lab: Lab, far: None) -> None:
     with lab.sandbox(BURN, vantage="api", freeze=False) as sandbox:
         invoke(sandbox)
         warm = invoke(sandbox)
@@ -91,7 +110,9 @@ def test_limits_that_the_engine_does_not_hold_are_refused(lab: Lab, monkeypatch:
     assert lab.containers() == set()
 
 
-def test_an_engine_that_cannot_list_processes_leaves_them_unknown(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_cannot_list_processes_leaves_them_unknown(
+    lab: Lab, far: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from harness.engine.containers import Container
 
     monkeypatch.setattr(Container, "processes", lambda self: None)
@@ -108,3 +129,64 @@ def test_an_engine_that_cannot_list_processes_leaves_them_unknown(lab: Lab, monk
     assert record.peak_method is None
     assert record.max_memory_used_mb is None
     assert "Max Memory Used: - MB" in record.report
+
+
+def test_where_files_are_read_cpu_time_is_the_runtime_s_own(lab: Lab, near: None) -> None:
+    with lab.sandbox(BURN, vantage="api", memory_mb=512, timeout_s=int(20 * PATIENCE)) as sandbox:
+        cold, idle, busy = invoke(sandbox), invoke(sandbox), invoke(sandbox, cpu_s=0.2)
+    assert cold.cpu_ms is None, "the log tells too late that init is over"
+    assert cold.throttled_periods is not None
+    assert idle.cpu_ms is not None
+    assert busy.cpu_ms is not None
+    own_ms = float(str(busy.response)) * 1000
+    assert own_ms <= busy.cpu_ms < own_ms + 20 * PATIENCE
+    assert (busy.throttled_periods or 0) > 0
+    assert not any("include" in note and "cpu_ms" in note for note in busy.notes)
+
+
+def test_where_files_are_read_a_sandbox_that_is_not_frozen_is_counted_too(lab: Lab, near: None) -> None:
+    with lab.sandbox(BURN, vantage="api", freeze=False, memory_mb=1769, timeout_s=int(20 * PATIENCE)) as sandbox:
+        invoke(sandbox)
+        busy = invoke(sandbox, cpu_s=0.2)
+    assert busy.cpu_ms is not None
+    assert 200 <= busy.cpu_ms < 200 + 100 * PATIENCE
+    assert busy.throttled_periods is not None
+
+
+def test_a_peak_is_exact_where_the_mark_rose_and_a_sampled_bound_where_it_did_not(lab: Lab, near: None) -> None:
+    with lab.sandbox(BURN, vantage="api", memory_mb=512, timeout_s=int(20 * PATIENCE)) as sandbox:
+        cold, high = invoke(sandbox), invoke(sandbox, spike_mb=100)
+        lower = invoke(sandbox, spike_mb=40)
+        held = invoke(sandbox, mb=30, sleep_s=0.2)
+    assert cold.peak_method is PeakMethod.HIGH_WATER
+    assert high.peak_method is PeakMethod.HIGH_WATER
+    base = cold.resident_after_bytes or 0
+    assert high.peak_rss_bytes is not None
+    assert 99 * MIB < high.peak_rss_bytes - base < 106 * MIB
+    assert high.resident_after_bytes is not None
+    assert high.resident_after_bytes - base < 5 * MIB
+    assert lower.peak_method is PeakMethod.SAMPLED
+    assert lower.peak_memory_bytes is None
+    assert base <= (lower.peak_rss_bytes or 0) < base + 46 * MIB
+    assert held.peak_method is PeakMethod.SAMPLED
+    assert (held.peak_rss_bytes or 0) >= base + 29 * MIB
+    assert (held.anonymous_after_bytes or 0) - (cold.anonymous_after_bytes or 0) > 29 * MIB
+
+
+def test_the_kernel_counts_out_of_memory_kills_for_anybody(lab: Lab, near: None) -> None:
+    with lab.sandbox(BURN, vantage="api", memory_mb=128, timeout_s=int(20 * PATIENCE)) as sandbox:
+        invoke(sandbox)
+        killed, after = invoke(sandbox, mb=200), invoke(sandbox)
+    assert killed.outcome is Outcome.OUT_OF_MEMORY
+    assert killed.max_memory_used_mb == 128
+    assert after.outcome is Outcome.SUCCESS
+    assert after.peak_method is PeakMethod.HIGH_WATER, "the mark of a runtime that is new"
+
+
+def test_the_memory_limit_follows_the_rie_through_the_engine(lab: Lab, near: None) -> None:
+    with lab.sandbox(BURN, vantage="api", memory_mb=256, timeout_s=int(20 * PATIENCE)) as sandbox:
+        first = invoke(sandbox)
+        invoke(sandbox, kept_by_nobody="x" * 5_000_000)
+        later = invoke(sandbox)
+    assert later.outcome is Outcome.SUCCESS
+    assert (later.memory_limit_bytes or 0) >= (first.memory_limit_bytes or 0) + 5_000_000

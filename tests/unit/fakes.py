@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +20,7 @@ from harness.function import DirectoryCode, Function, Laid
 from harness.invocation import PeakMethod
 from harness.rie import Answer, RieGoneError
 from harness.sandbox import CpuBoard, Surroundings
-from harness.vantage import Granted, Observation, Reach, TmpVolume, Vantage
+from harness.vantage import Attendant, Granted, MemoryWatching, Observation, Reach, TmpVolume, Vantage
 from harness.watch import Exchange
 
 MS = 1_000_000
@@ -41,11 +41,27 @@ def function(**changes: Any) -> Function:
 
 class FakeVantage:
     name = "fake"
+    relays = True
+    shares_kernel = False
+    sees_files = True
+    available_bytes: int | None = None
+
+    def describe(self) -> dict[str, Any]:
+        return {"hz": None, "cpu_model": None}
+
+    def spare_memory_bytes(self) -> int | None:
+        return self.available_bytes
+
+    def carry(self, binds: Mapping[str, tuple[str, str]], image_id: str) -> dict[str, tuple[str, str]]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
 
     def tmp(self, size_mb: int, sandbox_id: str, work_dir: Path) -> TmpVolume:
         raise NotImplementedError
 
-    def reach(self, container: object) -> Reach:
+    def attend(self, container: object, tmp_mb: int) -> Attendant:
         raise NotImplementedError
 
     def cpus(self) -> tuple[int, ...]:
@@ -110,6 +126,12 @@ class FakeReach:
 
     def resident_bytes(self) -> int | None:
         return self.peak_bytes
+
+    def charged_bytes(self) -> int | None:
+        return None
+
+    def watch_memory(self) -> MemoryWatching | None:
+        return None
 
     def release(self) -> None: ...
 

@@ -32,7 +32,7 @@ def test_what_is_no_receiver_is_named(asked: str) -> None:
 
 
 def stand(vantage: str) -> Any:
-    return SimpleNamespace(vantage=SimpleNamespace(name=vantage))
+    return SimpleNamespace(vantage=SimpleNamespace(name=vantage, shares_kernel=vantage == "host"))
 
 
 def test_where_containers_cannot_be_reached_into_it_is_an_error_only_for_who_asked(

@@ -23,7 +23,7 @@ def test_python_is_started_by_a_wrapper_with_the_harness_s_own_debugger(tmp_path
     debug = Debug(port=5678, wait=True)
     assert debug.environment("python3.13", {}) == {"AWS_LAMBDA_EXEC_WRAPPER": f"{MOUNTED_AT}/wrapper"}
     binds = debug.binds("python3.13", tmp_path)
-    wrapper = Path(next(source for source, target in binds.items() if target == f"{MOUNTED_AT}/wrapper"))
+    wrapper = Path(next(source for source, target in binds.items() if target == MOUNTED_AT), "wrapper")
     ran = subprocess.run([wrapper, "echo", "/var/runtime/bootstrap.py"], capture_output=True, text=True, check=True)
     assert ran.stdout.split() == [
         "-X", "frozen_modules=off", "-m", "debugpy", "--listen", "0.0.0.0:5678", "--wait-for-client",

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
-from fakes import ENGINE_TROUBLE, FakeCell, event, function
+from fakes import ENGINE_TROUBLE, FakeCell, FakeReach, event, function
 from hypothesis import given
 from hypothesis import strategies as st
 from test_invocation import record
@@ -269,6 +269,43 @@ def test_a_percentile_needs_enough_values(count: int, known: list[str]) -> None:
     found = spread(range(count))
     assert found is not None
     assert [name for name in ("p90", "p95", "p99") if found[name] is not None] == known
+
+
+def test_memory_is_that_of_all_sandboxes_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: set[int] = set()
+    at_both = threading.Event()
+
+    def charge(reach: FakeReach) -> int:
+        looked_at.add(id(reach))
+        if len(looked_at) == 2:
+            at_both.set()
+        return 20 * MIB
+
+    def wait() -> None:
+        assert at_both.wait(10)
+
+    monkeypatch.setattr(FakeReach, "charged_bytes", charge)
+    _, load = measured(FakeStand(make_cell=lambda: FakeCell(while_requesting=wait)), plan(concurrency=2, requests=2))
+    assert load.observed().peak_memory_bytes == 40 * MIB
+
+
+def test_a_sandbox_that_is_on_its_way_out_does_not_end_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = threading.Event()
+
+    def charge(_: FakeReach) -> int:
+        if asked.is_set():
+            answered.set()
+            return 20 * MIB
+        asked.set()
+        raise ENGINE_TROUBLE
+
+    def wait() -> None:
+        assert answered.wait(10)
+
+    answered = threading.Event()
+    monkeypatch.setattr(FakeReach, "charged_bytes", charge)
+    _, load = measured(FakeStand(make_cell=lambda: FakeCell(while_requesting=wait)), plan(concurrency=1, requests=1))
+    assert load.observed().peak_memory_bytes == 20 * MIB
 
 
 def test_memory_of_all_sandboxes_is_no_less_than_what_one_reached() -> None:

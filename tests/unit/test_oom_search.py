@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fakes import ENGINE_TROUBLE, MIB, FakeCell, event
+from fakes import ENGINE_TROUBLE, MIB, FakeCell, FakeReach, event
 from hypothesis import given
 from hypothesis import strategies as st
 from test_invocation import record
@@ -15,18 +15,9 @@ from test_pool import FakeStand, stand_of
 
 from harness.analysis.oom import SURVIVING, Fate, fate, fate_of, growth_bytes_per_s, last_output, oom_findings, thinned
 from harness.errors import EngineError, InvalidInput, UsageError
-from harness.experiments.oom import (
-    Killed,
-    MemoryPoint,
-    Oom,
-    OomPlan,
-    Search,
-    Try,
-    Watched,
-    largest_mb,
-    victims,
-)
+from harness.experiments.oom import Oom, OomPlan, Search, Try, Watched, largest_mb
 from harness.invocation import Outcome
+from harness.memory_watch import Killed, MemoryPoint, MemorySeen
 
 # -- the search --------------------------------------------------------------------------------------------------------
 
@@ -179,6 +170,56 @@ def test_where_the_cgroup_is_out_of_reach_the_exit_line_tells_of_the_kill() -> N
     assert story["timeline"] == []
     assert "does not show the cgroup" in story["timeline_reason"]
     assert story["growth_bytes_per_s"] is None
+
+
+class SeenWatch:
+    """A watch that saw this, once it has been left."""
+
+    def __init__(self, seen: MemorySeen) -> None:
+        self._seen = seen
+        self.found = MemorySeen()
+
+    def __enter__(self) -> SeenWatch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        self.found = self._seen
+
+
+def watched_by(monkeypatch: pytest.MonkeyPatch, *seen: MemorySeen) -> dict[str, Any]:
+    """The findings of a search in which each request was watched and this seen, the last of them again and again."""
+    rest = list(seen)
+    monkeypatch.setattr(
+        FakeReach, "watch_memory", lambda _: SeenWatch(rest.pop(0) if len(rest) > 1 else rest[0]), raising=True
+    )
+    search = Oom(stand_of(HungryStand(300)), plan(from_mb=299, to_mb=300, confirm=1), survives)
+    list(search.records())
+    return findings(search)
+
+
+def test_what_the_watch_saw_is_the_story(monkeypatch: pytest.MonkeyPatch) -> None:
+    victim = Killed(name="python3.13", source="process_list", pid=7, runtime=True, anon_bytes=290 * MIB)
+    seen = MemorySeen(points=(point(0, 10), point(2, 290)), oom_kills=1, killed_at_ms=2, killed=(victim,))
+    story = watched_by(monkeypatch, seen, MemorySeen())["kill"]
+    assert [each["memory_bytes"] for each in story["timeline"]] == [10 * MIB, 290 * MIB]
+    assert (story["killed_process"], story["killed"][0]["source"]) == ("python3.13", "process_list")
+    assert (story["killed_at_ms"], story["timeline_reason"]) == (2, None)
+
+
+def test_a_child_that_was_seen_killed_counts_though_the_function_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    child = Killed(name="sh", source="process_list", pid=8, runtime=False)
+    found = watched_by(monkeypatch, MemorySeen(oom_kills=1, killed=(child,)))
+    assert found["verdict"] == "no_size_saves_it"
+    assert found["tries"][-1]["fate"] == "child_killed"
+
+
+def test_a_watch_that_ended_too_early_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    story = watched_by(monkeypatch, MemorySeen(ended_by="the agent is gone"), MemorySeen())["kill"]
+    assert story["killed"][0]["source"] == "exit_line"
+    assert story["timeline_reason"] == "nothing could be sampled: the agent is gone"
 
 
 def test_an_engine_that_fails_once_says_nothing_about_a_size() -> None:
@@ -385,30 +426,3 @@ def test_last_output_is_the_functions_own() -> None:
     log = f"START RequestId: 1 Version: $LATEST\none\n\ntwo\n{message}\n{lambdas}"
     killed = record(log_tail=log, error_type="Runtime.ExitError", error_message=message)
     assert last_output(killed) == ["one", "two"]
-
-
-# -- the kernel's log --------------------------------------------------------------------------------------------------
-
-OURS, OTHER = "/docker/aaaa", "/docker/bbbb"
-
-
-def said(pid: int, name: str, group: str) -> list[str]:
-    return f"""\
-oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=c,mems_allowed=0,oom_memcg={group},task_memcg={group},\
-task={name},pid={pid},uid=993
-Memory cgroup out of memory: Killed process {pid} ({name}) total-vm:3167168kB, anon-rss:1046400kB, file-rss:8916kB, \
-shmem-rss:4kB, UID:993 pgtables:2136kB oom_score_adj:1000""".splitlines()
-
-
-def test_the_kernels_log_names_the_victim() -> None:
-    (found,) = victims(iter(said(5395, "python3.13", OURS)), (), OURS)
-    assert found == Killed(
-        name="python3.13", pid=5395, source="kernel_log", anon_bytes=1046400 * 1024, file_bytes=8920 * 1024
-    )
-
-
-def test_a_victim_of_another_sandbox_is_not_ours() -> None:
-    assert victims(iter(said(1, "node", OTHER)), (), OURS) == []
-    assert victims(iter(said(1, "node", OURS + "b")), (), OURS) == []
-    assert [each.pid for each in victims(iter(said(1, "node", OTHER)), (1,), None)] == [1], "seen running in ours"
-    assert [each.pid for each in victims(iter(said(2, "a) b", OURS + "/below")), (), OURS)] == [2]

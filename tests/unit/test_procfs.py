@@ -21,8 +21,8 @@ RIE, RUNTIME = 27181, 27211
 
 ALL = (
     procfs.read,
-    procfs.rss_bytes,
     procfs.start_ticks,
+    procfs.parent,
     procfs.reaped_children,
     procfs.anonymous_bytes,
     procfs.exact_anonymous_bytes,
@@ -114,7 +114,7 @@ def test_a_process_without_memory_of_its_own_is_not_zero_bytes_large(proc: Path)
     (proc / f"{RUNTIME}/statm").write_text("0 0 0 0 0 0 0\n")
     status = proc / f"{RUNTIME}/status"
     status.write_text("\n".join(line for line in status.read_text().splitlines() if not line.startswith(("Vm", "Rss"))))
-    assert procfs.rss_bytes(RUNTIME, str(proc)) is None
+    assert procfs.resident_together_bytes([RUNTIME], str(proc)) is None
     assert procfs.read(RUNTIME, str(proc)) is None
     assert procfs.anonymous_bytes(RUNTIME, str(proc)) is None
 
@@ -138,7 +138,7 @@ def test_open_files_that_may_not_be_counted_are_none(proc: Path) -> None:
 
 
 def test_resident_memory_is_counted_in_pages(proc: Path) -> None:
-    assert procfs.rss_bytes(RUNTIME, str(proc)) == 4066 * os.sysconf("SC_PAGE_SIZE")
+    assert procfs.resident_together_bytes([RUNTIME], str(proc)) == 4066 * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_anonymous_memory_from_each_source(proc: Path) -> None:
@@ -228,7 +228,7 @@ def test_a_long_file_is_read_to_its_end(proc: Path, monkeypatch: pytest.MonkeyPa
 class TestThisKernel:
     def test_a_peak_that_is_over_is_seen_until_the_mark_is_reset(self, child: subprocess.Popen[str]) -> None:
         tell(child, 8192)
-        high = procfs.rss_bytes(child.pid)
+        high = procfs.resident_together_bytes([child.pid])
         tell(child, 0)
         over = procfs.read(child.pid)
         assert high is not None
@@ -275,6 +275,10 @@ class TestThisKernel:
         assert other == process.start_ticks
         assert other >= mine
 
+    def test_a_process_has_the_parent_that_started_it(self, child: subprocess.Popen[str]) -> None:
+        assert procfs.parent(child.pid) == os.getpid()
+        assert procfs.parent(os.getpid()) == os.getppid()
+
     def test_open_files_are_counted(self) -> None:
         before = procfs.read(os.getpid())
         with Path(os.devnull).open("rb"):
@@ -295,3 +299,12 @@ def test_files_in_tmp_are_counted_once_each_and_links_are_not_followed(proc: Pat
     assert found is not None
     assert 100_000 <= found < 120_000
     assert procfs.tmp_files_bytes(999_999, str(proc)) is None
+
+
+def test_a_child_that_still_shares_its_parent_s_memory_counts_once(tmp_path: Path) -> None:
+    for pid, statm in ((1, "100 40 9 1 0 8 0"), (2, "100 40 9 1 0 8 0"), (3, "90 10 9 1 0 8 0"), (4, "0 0 0 0 0 0 0")):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "statm").write_text(statm + "\n")
+    page = os.sysconf("SC_PAGE_SIZE")
+    assert procfs.resident_together_bytes([1, 2, 3, 4, 5], str(tmp_path)) == 50 * page
+    assert procfs.resident_together_bytes([4, 5], str(tmp_path)) is None

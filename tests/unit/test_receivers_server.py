@@ -18,9 +18,10 @@ import pytest
 from test_receivers_cloudwatch import TARGET
 from test_receivers_xray import HEAD, TRACE, record, segment
 
+from harness import watch
 from harness.context import Trace
 from harness.errors import EngineError, UsageError
-from harness.receivers import Attendance, Receivers, server
+from harness.receivers import Attendance, Receivers
 from harness.receivers.loop import Bounds
 from harness.receivers.server import Ports
 
@@ -44,7 +45,7 @@ FRESH = json.dumps({"Namespace": "App", "MetricData": [{"MetricName": "calls", "
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sandboxes whose network is this process's own."""
-    monkeypatch.setattr(server, "enter_network_namespace", lambda pid: None)
+    monkeypatch.setattr(watch, "enter_network_namespace", lambda pid: None)
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from harness.analysis.leak import EXPLAINED, SETTLED, Explanation
 from harness.analysis.leak import findings as leak_findings
 from harness.analysis.load import load_findings
 from harness.analysis.oom import oom_findings
-from harness.experiments.oom import Killed, MemoryPoint, Search, Try, Watched
+from harness.experiments.oom import Search, Try, Watched
 from harness.invocation import Invocation, Outcome, PhaseInit
+from harness.memory_watch import Killed, MemoryPoint
 
 MB = 1 << 20
 

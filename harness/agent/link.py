@@ -1,0 +1,232 @@
+"""The harness's side of its agent: calls and their answers over one stream, and what the agent tells of each sandbox.
+
+Must not know the engine: it is given a stream. A call that the agent cannot answer any more raises `EngineError`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+from harness.agent import wire
+from harness.errors import EngineError
+
+_CALL_S = 60.0
+"""How long a call may take that waits for nothing but the kernel; in a loaded virtual machine that is long."""
+_PINGS = 7
+_END_S = 5.0
+
+Told = Callable[[str, dict[str, Any], bytes], None]
+
+
+class Stream(Protocol):
+    """Both directions of the agent's standard streams. ``read`` returns b"" at the end."""
+
+    def read(self) -> bytes: ...
+
+    def write(self, data: bytes) -> None: ...
+
+    def close(self) -> None: ...
+
+    def last_words(self) -> str:
+        """What the other side printed to its standard error last."""
+
+
+class Link:
+    """One agent. Safe to use from threads."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._writing = threading.Lock()
+        self._state = threading.Lock()
+        self._numbers = itertools.count()
+        self._waiting: dict[int, _Call] = {}
+        self._listeners: dict[str, Listener] = {}
+        self._over: EngineError | None = None
+        self._one_clock = False
+        self._ahead_ns = 0
+        self.about: dict[str, Any] = {}
+        self._thread = threading.Thread(target=self._listen, name="agent-link", daemon=True)
+
+    def open(self, *, boot_id: str | None, patience_s: float) -> None:
+        """Say hello and find out how the agent's clock stands to this process's; raises `EngineError`."""
+        self._thread.start()
+        self.about, _ = self.call("hello", patience_s=patience_s)
+        if boot_id is not None and self.about["boot_id"] == boot_id:
+            self._one_clock = True
+            self._ahead_ns = 0
+            return
+        quickest = None
+        for _ in range(_PINGS):
+            before = time.monotonic_ns()
+            there, _ = self.call("now")
+            took = time.monotonic_ns() - before
+            if quickest is None or took < quickest:
+                quickest, self._ahead_ns = took, there - (before + took // 2)
+
+    @property
+    def over(self) -> bool:
+        """Whether the agent is gone: every call fails from now on."""
+        with self._state:
+            return self._over is not None
+
+    def here_ns(self, there_ns: int) -> int:
+        """An instant of the agent's monotonic clock by this process's. Differences of two are exact."""
+        return there_ns - self._ahead_ns
+
+    def call(
+        self, do: str, *, seat: str | None = None, body: bytes = b"", patience_s: float = _CALL_S, **given: Any
+    ) -> tuple[Any, bytes]:
+        """Ask the agent, and wait for its answer at most ``patience_s``; raises what went wrong there."""
+        number = next(self._numbers)
+        data = wire.Frame({"id": number, "seat": seat, "do": do, "with": given}, body).pack()
+        call = _Call()
+        with self._state:
+            if self._over is not None:
+                raise self._fresh(self._over)
+            self._waiting[number] = call
+        try:
+            self._write(data)
+            return call.answer.result(patience_s)
+        except TimeoutError:
+            raise EngineError(
+                f"the agent has not answered '{do}' within {patience_s:g} s",
+                remedy="see whether the engine's machine is paused or overloaded",
+            ) from None
+        finally:
+            with self._state:
+                self._waiting.pop(number, None)
+
+    def _write(self, data: bytes) -> None:
+        with self._writing:
+            try:
+                self._stream.write(data)
+            except BaseException as error:
+                # Interrupted, perhaps: what of the frame has gone out is not known, and whatever followed would be taken
+                # for the rest of it.
+                reason = f"the agent is gone: {str(error) or type(error).__name__}"
+                gone = EngineError(reason, remedy="run the command again")
+                self._end(gone)
+                if isinstance(error, OSError):
+                    raise self._fresh(gone) from error
+                raise
+
+    def listen(self, seat: str, told: Told) -> Listener:
+        """What the agent tells of a sandbox from now on goes to ``told``, in order, in a thread of its own."""
+        listener = Listener(seat, told)
+        with self._state:
+            self._listeners[seat] = listener
+        return listener
+
+    def forget(self, seat: str) -> None:
+        with self._state:
+            listener = self._listeners.pop(seat, None)
+        if listener is not None:
+            listener.close()
+
+    def close(self) -> None:
+        """End the agent: it makes every sandbox removable first."""
+        self._stream.close()
+        if self._thread.is_alive():
+            self._thread.join(_END_S)
+
+    def _listen(self) -> None:
+        frames, reason = wire.Frames(), "it ended"
+        try:
+            while data := self._stream.read():
+                for frame in frames.feed(data):
+                    self._take(frame)
+        except Exception as error:  # noqa: BLE001  # whatever it is: nobody else would end the calls that wait
+            reason = str(error) if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {error}"
+        words = self._stream.last_words()
+        self._end(
+            EngineError(
+                f"the agent is gone: {reason}" + (f" (it said: {words})" if words else ""),
+                remedy="see that the engine still runs, and run the command again",
+            )
+        )
+
+    def _take(self, frame: wire.Frame) -> None:
+        head = frame.head
+        with self._state:
+            call = self._waiting.get(head["id"]) if "id" in head else None
+            listener = self._listeners.get(head["seat"]) if "tell" in head else None
+        if listener is not None:
+            listener.put(head["tell"], head["with"], frame.body)
+        if call is None:
+            return  # given up, or of a sandbox that is over
+        self._set_clock(call.asked_ns, head["now"])
+        with self._state:
+            if call.answer.done():
+                return
+            if "failed" in head:
+                call.answer.set_exception(wire.raised(head["failed"]))
+            else:
+                call.answer.set_result((head["found"], frame.body))
+
+    def _set_clock(self, asked_ns: int, there_ns: int) -> None:
+        """Clocks drift, and a machine may sleep: the agent's instant lies between the question and its answer's arrival."""
+        if not self._one_clock:
+            self._ahead_ns = min(max(self._ahead_ns, there_ns - time.monotonic_ns()), there_ns - asked_ns)
+
+    def _end(self, error: EngineError) -> None:
+        with self._state:
+            self._over = self._over or error  # the first reason is the cause of the others
+            for each in self._waiting.values():
+                if not each.answer.done():
+                    each.answer.set_exception(self._fresh(error))
+
+    @staticmethod
+    def _fresh(error: EngineError) -> EngineError:
+        # One exception raised in many threads would collect all their tracebacks.
+        return EngineError(str(error), remedy=error.remedy)
+
+
+class _Call:
+    """One that waits for its answer."""
+
+    def __init__(self) -> None:
+        self.asked_ns = time.monotonic_ns()
+        self.answer: Future[tuple[Any, bytes]] = Future()
+
+
+class Listener:
+    """The queue between the link's thread, which must not wait, and whoever is told."""
+
+    def __init__(self, name: str, told: Told) -> None:
+        self._told = told
+        self._queue: queue.SimpleQueue[tuple[str, dict[str, Any], bytes] | threading.Event | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=f"told-of-{name}", daemon=True)
+        self._thread.start()
+
+    def put(self, what: str, about: dict[str, Any], body: bytes) -> None:
+        self._queue.put((what, about, body))
+
+    @property
+    def behind(self) -> int:
+        """How much has arrived that has not been told yet."""
+        return self._queue.qsize()
+
+    def drain(self, timeout_s: float) -> None:
+        """Return once everything has been told that had arrived before."""
+        if self._thread.is_alive():
+            done = threading.Event()
+            self._queue.put(done)
+            done.wait(timeout_s)
+
+    def close(self) -> None:
+        self._queue.put(None)
+        if self._thread is not threading.current_thread():
+            self._thread.join(_END_S)
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, threading.Event):
+                item.set()
+            else:
+                self._told(*item)

@@ -1,0 +1,63 @@
+"""Attending to a container from the process that asks: its RIE over the network, its reach, and a watch in a thread here."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+from harness.context import RequestContext
+from harness.rie import RieClient
+from harness.vantage import Reach
+from harness.watch import Tell, Watch
+
+
+def watch_over(
+    reach: Reach,
+    *,
+    name: str,
+    log: socket.socket,
+    tell: Tell,
+    event_headers: Callable[[RequestContext], dict[bytes, bytes]],
+    sample_s: float,
+) -> Watch:
+    """A watch that writes the limits of a sandbox's phases through its reach, at the instants when they begin."""
+
+    def init_begun() -> None:
+        exchange = watch.current
+        suppressed = exchange is not None and exchange.inits[-1:] not in ([], ["init"])
+        tell.init_begun(suppressed)
+        if suppressed:
+            reach.throttled_init()
+        else:
+            reach.boost()
+
+    watch = Watch(
+        name=name,
+        log=log,
+        relay_pid=reach.relay_pid,
+        on_init_begun=init_begun,
+        on_init_done=reach.restrict,
+        kill_runtime=reach.kill_runtime,
+        event_headers=event_headers,
+        on_event=tell.handed_over,
+        on_output=tell.output,
+        on_sample=reach.sample,
+        sample_s=sample_s,
+    )
+    return watch
+
+
+class LocalAttendant:
+    """See `harness.vantage.Attendant`. ``address``: host:port of the RIE."""
+
+    watch = staticmethod(watch_over)
+
+    def __init__(self, address: str, make_reach: Callable[[], Reach]) -> None:
+        self.rie = RieClient(address)
+        self._make_reach = make_reach
+
+    def reach(self) -> Reach:
+        return self._make_reach()
+
+    def close(self) -> None:
+        self.rie.close()
