@@ -12,6 +12,9 @@ from typing import Any
 
 SCHEMA = "lambda-harness/1"
 
+WORKER_LOST = "WorkerLost"
+"""The error type of the record that stands for invocations which another host was to make, and which are lost."""
+
 
 class Outcome(StrEnum):
     """How an invocation ended: a closed set."""
@@ -107,6 +110,8 @@ class Invocation:
     report: str = ""
     variant: str | None = None
     """Which side of an A/B comparison of environment variables this was; None where there is none."""
+    host_id: str | None = None
+    """The fingerprint of the host that measured this; None: the one that the document's ``host`` describes."""
     notes: tuple[str, ...] = ()
     """What was not measured or not enforced in this invocation, and why: one sentence each."""
     payload: bytes | None = field(default=None, repr=False, compare=False, metadata={"kept": False})

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.analysis.hosts import choices_sentence, host_findings, lost_warnings, of_host
 from harness.analysis.predict import LAMBDA, Scheduler, prediction_of
-from harness.analysis.recommend import Aim, recommend, recommend_all, sweep_warnings
+from harness.analysis.recommend import Aim, recommend, recommend_all, same_cost, same_duration, sweep_warnings
 from harness.analysis.statistics import PERCENTILE_RULE, WARM_UP_METHOD, summarize, trimmed, warm_up
 from harness.errors import InvalidInput
-from harness.invocation import Invocation, Outcome
+from harness.invocation import WORKER_LOST, Invocation, Outcome
 from harness.pricing import DEFAULT_REGION, invocation_cost_usd
 
 BYTES_PER_MB = 1024 * 1024
@@ -74,19 +75,75 @@ def sweep_findings(
     """The findings of a sweep, in JSON types.
 
     ``tiers``, ``rejected``, ``recommendation``, ``recommendations`` by strategy, ``warnings``, ``prediction`` and the
-    ``rules`` by which they were found.
+    ``rules`` by which they were found; ``hosts`` where several measured, else None (`harness.analysis.hosts`).
     """
     reading = reading or Reading()
     tiers, rejected = tier_findings(records, reading, variant=variant)
+    hosts, basis = _hosts(records, tiers, reading, variant)
+    alone = hosts["reference_host_id"] if hosts and hosts["mixed"] else None
+    recommendations = {
+        strategy: found
+        | ({"reason": f"{found['reason']} Judged on host {alone} alone.", "host_id": alone} if alone else {})
+        for strategy, found in recommend_all(basis, rejected, reading.aim).items()
+    }
     return {
         "tiers": tiers,
         "rejected": rejected,
-        "recommendation": recommend(tiers, rejected, reading.aim),
-        "recommendations": recommend_all(tiers, rejected, reading.aim),
-        "warnings": sweep_warnings(tiers, rejected),
-        "prediction": _prediction(tiers, reading),
+        "recommendation": recommendations[reading.aim.strategy],
+        "recommendations": recommendations,
+        "warnings": sweep_warnings(tiers, rejected) + lost_warnings(records, variant),
+        "hosts": hosts,
+        "prediction": _prediction(basis, reading),
         "rules": {"percentiles": PERCENTILE_RULE, "warm_up": WARM_UP_METHOD, "discard": reading.discard},
     }
+
+
+def _hosts(
+    records: Sequence[Invocation], tiers: list[dict[str, Any]], reading: Reading, variant: VariantOf
+) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    """The findings about hosts, and the tiers that a recommendation may rest on: one host's where hosts differ."""
+    hosts = host_findings(records, variant)
+    if hosts is None:
+        return None, tiers
+    able = {(found["memory_mb"], found["variant"]) for found in tiers}
+    own: dict[str, list[dict[str, Any]]] = {}
+    chosen: dict[str, tuple[int, str | None]] = {}
+    for host_id in sorted({record.host_id for record in records if record.host_id is not None}):
+        found, _ = tier_findings(of_host(records, host_id), reading, variant=variant)
+        own[host_id] = [each for each in found if (each["memory_mb"], each["variant"]) in able]
+        choice = recommend(own[host_id], (), reading.aim)
+        if choice["memory_mb"] is not None:
+            chosen[host_id] = (choice["memory_mb"], choice["variant"])
+    hosts["by_host"] = [
+        {
+            "host_id": host_id,
+            "invocations": sum(record.error_type != WORKER_LOST for record in of_host(records, host_id)),
+            "recommended_memory_mb": chosen[host_id][0] if host_id in chosen else None,
+            "recommended_variant": chosen[host_id][1] if host_id in chosen else None,
+            "tiers": own[host_id],
+        }
+        for host_id in own
+    ]
+    if hosts["mixed"]:
+        reference = chosen.get(hosts["reference_host_id"])
+        settled = {
+            host: reference if _no_worse(tiers_, reference, chosen.get(host), reading.aim) else chosen.get(host)
+            for host, tiers_ in own.items()
+        }
+        hosts["sentence"] += f" {choices_sentence(hosts, settled)}"
+    return hosts, own[hosts["reference_host_id"]] if hosts["mixed"] else tiers
+
+
+def _no_worse(
+    tiers: list[dict[str, Any]], wanted: tuple[int, str | None] | None, chosen: tuple[int, str | None] | None, aim: Aim
+) -> bool:
+    """Whether a size that another host chose does as well here as this host's own choice, by the aim and within noise."""
+    by_size = {(found["memory_mb"], found["variant"]): found for found in tiers}
+    if wanted is None or chosen is None or wanted not in by_size:
+        return False
+    one, other = by_size[wanted], by_size[chosen]
+    cost, duration = same_cost(one, other), same_duration(one, other)
+    return {"cost": cost, "speed": duration}.get(aim.strategy, cost and duration)
 
 
 def tier_findings(

@@ -6,7 +6,9 @@ import contextlib
 import functools
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from harness.experiments.tuning_input import TuningInput
     from harness.function import Function
     from harness.invocation import Invocation
+    from harness.receivers import Receivers
 
 DEFAULT_COUNT = 20
 STRATEGIES = "cost, speed, balanced or rating"
@@ -73,6 +76,12 @@ def sweep(
     parallel: Annotated[
         bool, typer.Option("--parallel", help="Measure sizes side by side where their quotas fit the CPUs.")
     ] = False,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            "--scheduler", metavar="ADDRESS", help="Measure on the workers of this Dask cluster, each size on each."
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of the order; recorded in any case.")] = None,
     report: results.Report = None,
     force: results.Force = False,
@@ -129,6 +138,8 @@ def sweep(
         preset=preset,
     )
     reading = _reading(found, asked, strategy, weight, per_month, discard, allowed_errors)
+    if scheduler is not None:
+        _refuse_on_a_cluster(parallel=parallel, receivers=receivers)
     results.check(report, force=force)
     document = _measure(
         found,
@@ -139,6 +150,7 @@ def sweep(
         store=store,
         warn_at=warn_at,
         receivers=receivers,
+        scheduler=scheduler,
     )
     try:
         if output == "power-tuning":
@@ -153,6 +165,23 @@ def sweep(
         from harness.invocation import Invocation
 
         raise typer.Exit(options.exit_code([Invocation.from_dict(each) for each in document["invocations"]]))
+    _check_lost(document["invocations"])
+
+
+def _check_lost(invocations: Sequence[Mapping[str, Any]]) -> None:
+    """Raises `EngineError` where the engine failed under every size: what was measured before it did is shown.
+
+    One size among others that the engine refuses, or loses, is a finding of its own, and told as a warning.
+    """
+    from harness.errors import EngineError
+    from harness.experiments.sweep import LOST_LIMIT
+
+    lost = Counter(each["memory_mb"] for each in invocations if each["outcome"] == "engine_error")
+    if lost and all(lost[each["memory_mb"]] >= LOST_LIMIT for each in invocations):
+        raise EngineError(
+            f"no size was measured to the end: the engine lost the sandboxes of each {LOST_LIMIT} times",
+            remedy="what was measured before is above, and kept; 'lambda-harness doctor' tells whether the engine is well",
+        )
 
 
 class _Asked:
@@ -337,14 +366,14 @@ def _measure(
     store: Path | None,
     warn_at: float | None,
     receivers: str | None,
+    scheduler: str | None,
 ) -> dict[str, Any]:
-    """Run the plan; each record is in the history as soon as it is measured, also when the run is interrupted."""
+    """Run the plan; each record is in the history as soon as it is here, also when the run is interrupted."""
     import dataclasses
 
     from harness import document
     from harness.errors import HarnessError, Interrupted
     from harness.experiments import sweep as experiment
-    from harness.stand import Stand
     from harness.store import Store
 
     plan = asked.plan
@@ -353,18 +382,20 @@ def _measure(
         history = stack.enter_context(Store(store))
         progress = stack.enter_context(talk.Progress())
         progress(f"starting sandboxes for {function.name}")
-        received = stack.enter_context(receiving.opened(receivers, function))
-        stand = stack.enter_context(Stand(function, vantage=vantage, pull=pull, receivers=received, progress=progress))
-        receiving.check(received, receivers, stand)
-        talk.warn(stand.warnings)
-        hz = stand.host.get("hz")
+        bench, received = _opened(
+            stack, function, scheduler, vantage=vantage, pull=pull, receivers=receivers, progress=progress
+        )
+        talk.warn(bench.warnings)
+        hz = bench.host.get("hz")
         reading = dataclasses.replace(reading, scheduler=reading_for(current_memory_mb=None, hz=hz).scheduler)
         stored = _plan(asked, reading)
         if plan.parallel and not plan.cold_only:
             talk.note(
                 "note: side by side sizes may come out slower than one by one; see bench/parallel.py for by how much here"
             )
-        run = stack.enter_context(history.begin("sweep", document.describe_function(function), stand.host, plan=stored))
+        run = stack.enter_context(
+            history.begin("sweep", document.describe_function(function), dict(bench.host), plan=stored)
+        )
         failed: set[tuple[int, str | None]] = set()
         left = experiment.TimeLeft()
         left.expect(plan)
@@ -373,27 +404,32 @@ def _measure(
             chosen = findings_of(measured, reading, stored)["recommendation"]
             return chosen["memory_mb"] if chosen else None
 
+        def keep(record: Invocation) -> None:
+            run.add(record)
+            records.append(record)
+            memory_watch.warn(warn_at, len(records), record)
+            _note_failure(record, failed)
+
         # Sandboxes go before the stand that they stand on, also when this is left by an error.
         measured = stack.enter_context(
             contextlib.closing(
-                experiment.explore(stand, plan, best, on_plan=left.expect)
+                experiment.explore(bench.measure, plan, best, room=bench.room, on_plan=left.expect)
                 if asked.auto
-                else experiment.run(stand, plan)
+                else bench.measure(plan)
             )
         )
         since = time.monotonic()
         try:
             for record in measured:
-                run.add(record)
-                records.append(record)
-                memory_watch.warn(warn_at, len(records), record)
+                keep(record)
                 waited_s, since = time.monotonic() - since, time.monotonic()
                 left.add(record, waited_s)
-                progress(_told(len(records), left), keep_clock=True)
-                _note_failure(record, failed)
+                progress(bench.told() if bench.told else _told(len(records), left), keep_clock=True)
         except BaseException as error:
             talk.Progress.clear()
             with contextlib.suppress(HarnessError):  # the error that ended the run is the one to hear about
+                for record in bench.stop():
+                    keep(record)
                 # Signals are no `Exception`, whatever class they come as.
                 stopped = isinstance(error, Interrupted) or not isinstance(error, Exception)
                 run.finish(
@@ -406,6 +442,91 @@ def _measure(
             raise
         run.finish("complete", findings_of(records, reading, stored) | receiving.findings(received))
         return history.document(run.run_id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Bench:
+    """Where a plan is measured: on this host, or on those of a cluster.
+
+    ``stop`` gives the records of what was still running when a run was left early; ``told`` says how far it is.
+    """
+
+    host: Mapping[str, Any]
+    warnings: Sequence[str]
+    measure: Callable[[SweepPlan], Generator[Invocation, None, None]]
+    room: Callable[[], float]
+    stop: Callable[[], Iterable[Invocation]] = tuple
+    told: Callable[[], str] | None = None
+
+
+def _opened(
+    stack: contextlib.ExitStack,
+    function: Function,
+    scheduler: str | None,
+    *,
+    vantage: str,
+    pull: bool,
+    receivers: str | None,
+    progress: Callable[[str], None],
+) -> tuple[_Bench, Receivers | None]:
+    from harness.experiments import sweep as experiment
+    from harness.stand import Stand
+
+    if scheduler is not None:
+        return _on_a_cluster(stack, function, scheduler, vantage=vantage, pull=pull, progress=progress), None
+    received = stack.enter_context(receiving.opened(receivers, function))
+    stand = stack.enter_context(Stand(function, vantage=vantage, pull=pull, receivers=received, progress=progress))
+    receiving.check(received, receivers, stand)
+    bench = _Bench(
+        host=stand.host,
+        warnings=stand.warnings,
+        measure=functools.partial(experiment.run, stand),
+        room=functools.partial(experiment.room_bytes, stand),
+    )
+    return bench, received
+
+
+def _on_a_cluster(
+    stack: contextlib.ExitStack,
+    function: Function,
+    scheduler: str,
+    *,
+    vantage: str,
+    pull: bool,
+    progress: Callable[[str], None],
+) -> _Bench:
+    from harness.experiments.fanout import Fleet
+
+    fleet = stack.enter_context(Fleet(function, scheduler=scheduler, vantage=vantage, pull=pull, progress=progress))
+    warnings = list(fleet.warnings)
+    if function.receivers:
+        warnings.append(
+            f"{' and '.join(function.receivers)} of {function.source} are not opened: receivers listen on this host, and "
+            "the function runs on others"
+        )
+    return _Bench(
+        host=fleet.host,
+        warnings=warnings,
+        measure=fleet.run,
+        room=lambda: fleet.room_bytes,
+        stop=fleet.stop,
+        told=fleet.told,
+    )
+
+
+def _refuse_on_a_cluster(*, parallel: bool, receivers: str | None) -> None:
+    from harness.errors import UsageError
+
+    if parallel:
+        raise UsageError(
+            "--parallel and --scheduler are given together",
+            remedy="leave --parallel out: every worker measures one size at a time, beside the other workers",
+        )
+    if receivers is not None and receiving.named(receivers):
+        raise UsageError(
+            "--receivers and --scheduler are given together",
+            remedy="leave one of them out: receivers listen on this host, and the function runs on others",
+        )
 
 
 def _plan(asked: _Asked, reading: Reading) -> dict[str, Any]:

@@ -37,7 +37,7 @@ _ALL_STEP_MB = 64
 _MEMORY_SHARE = 0.7
 """Share of the available memory that the sandboxes of a batch may have together; the rest is the host's."""
 _MIB = 1024 * 1024
-_LOST_LIMIT = 3
+LOST_LIMIT = 3
 """So many invocations of a size may be lost to the engine before it is given up; they say nothing about the size."""
 _WAITS_FOR_INIT = frozenset(
     {Outcome.TIMEOUT, Outcome.OUT_OF_MEMORY, Outcome.RUNTIME_EXIT, Outcome.INIT_ERROR, Outcome.INIT_TIMEOUT}
@@ -187,7 +187,7 @@ class EventStream:
 
 
 @dataclass(kw_only=True)
-class _Tally:
+class Tally:
     """How far one memory size and variant has come."""
 
     plan: SweepPlan
@@ -211,7 +211,7 @@ class _Tally:
         plan, made = self.plan, self.cold + self.warm
         return (
             self.failed > plan.allowed_error_share * max(plan.each, made)
-            or self.lost >= _LOST_LIMIT
+            or self.lost >= LOST_LIMIT
             # Where failures are allowed and each costs the sandbox, warm invocations may never come.
             or (self.failed > 0 and made >= 2 * plan.each)
         )
@@ -237,7 +237,7 @@ class TimeLeft:
     """
 
     def __init__(self) -> None:
-        self._tallies: dict[tuple[int, str | None], _Tally] = {}
+        self._tallies: dict[tuple[int, str | None], Tally] = {}
         self._cold_s: list[float] = []
         self._warm_s: dict[tuple[int, str | None], list[float]] = {}
         self._first_s: dict[tuple[int, str | None], float] = {}
@@ -246,7 +246,7 @@ class TimeLeft:
         """A plan begins; `auto` has several, one after the other."""
         for memory in plan.memory_mb:
             for variant in plan.variants:
-                self._tallies.setdefault((memory, variant.name), _Tally(plan=plan))
+                self._tallies.setdefault((memory, variant.name), Tally(plan=plan))
 
     def add(self, record: Invocation, waited_s: float) -> None:
         """A record came, so long after the one before it."""
@@ -292,7 +292,7 @@ def run(stand: Stand, plan: SweepPlan) -> Generator[Invocation, None, None]:
         for each in plan.variants
     ]
     rng.shuffle(cells)
-    for batch in list(_batches(cells, _room_bytes(stand), one_at_a_time=plan.cold_only)):
+    for batch in list(_batches(cells, room_bytes(stand), one_at_a_time=plan.cold_only)):
         with contextlib.ExitStack() as open_sandboxes:
             for cell in batch:
                 open_sandboxes.callback(cell.close)
@@ -305,7 +305,8 @@ def run(stand: Stand, plan: SweepPlan) -> Generator[Invocation, None, None]:
                     yield from _measure(stand, group, plan, rng)
 
 
-def _room_bytes(stand: Stand) -> float:
+def room_bytes(stand: Stand) -> float:
+    """How much memory the sandboxes of a batch may have together."""
     # An engine in a virtual machine has less memory than this host.
     return min(psutil.virtual_memory().available, stand.facts.memory_bytes) * _MEMORY_SHARE
 
@@ -352,7 +353,7 @@ class _Cell:
     sandbox: Sandbox | None = None
 
     def __post_init__(self) -> None:
-        self.tally = _Tally(plan=self.plan)
+        self.tally = Tally(plan=self.plan)
         # The same seed for every size: all get the same events in the same order, or a mixture that differs would look
         # like a difference between sizes. The cold one does not disturb the proportions of the warm ones.
         self._cold_events, self._warm_events = (
@@ -450,27 +451,29 @@ def _side_by_side(batch: Sequence[_Cell], cpus: int) -> list[list[_Cell]]:
 
 
 def explore(
-    stand: Stand,
+    measure: Callable[[SweepPlan], Generator[Invocation, None, None]],
     plan: SweepPlan,
     best: Callable[[Sequence[Invocation]], int | None],
     *,
+    room: Callable[[], float],
     rounds: int = 2,
     on_plan: Callable[[SweepPlan], None] = lambda _: None,
 ) -> Generator[Invocation, None, None]:
     """`auto`: measure the plan's sizes, then around the one that ``best`` names, ``rounds`` times.
 
-    Where no size had enough memory or time, it goes up. ``on_plan`` hears of each further plan.
+    Where no size had enough memory or time, it goes up, as far as there is ``room`` (in bytes). ``measure`` runs a plan;
+    ``on_plan`` hears of each further one.
     """
     records: list[Invocation] = []
     measured = list(plan.memory_mb)
     for number in range(rounds + 1):
-        with contextlib.closing(run(stand, plan)) as found:
+        with contextlib.closing(measure(plan)) as found:
             for record in found:
                 records.append(record)
                 yield record
         if number == rounds:
             return
-        closer = tuple(size for size in _next(best(records), measured, records) if size * _MIB <= _room_bytes(stand))
+        closer = tuple(size for size in _next(best(records), measured, records) if size * _MIB <= room())
         if not closer:
             return
         measured += closer

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import InvalidInput, UsageError
-from harness.reports import charts
+from harness.reports import charts, hosts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -125,7 +125,7 @@ def power_tuning(document: dict[str, Any]) -> dict[str, Any]:
     """
     recommendation = (document.get("findings") or {}).get("recommendation") or {}
     wanted = (recommendation.get("memory_mb"), recommendation.get("variant"))
-    tiers = [one for one in charts.tiers_of(document) if one.get("variant") == wanted[1]]
+    tiers = [one for one in hosts.basis(document) if one.get("variant") == wanted[1]]
     chosen = next((one for one in tiers if one["memory_mb"] == wanted[0]), None)
     if chosen is None:
         raise InvalidInput(

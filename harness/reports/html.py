@@ -18,7 +18,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from harness import format as figures
-from harness.reports import charts, oom, pages
+from harness.reports import charts, hosts, oom, pages
 from harness.reports.export import strict_json
 from harness.reports.pages import NO_SUCH_THING, TOO_FEW, counts, statistic
 
@@ -92,12 +92,17 @@ def _of_sweep(document: dict[str, Any]) -> dict[str, Any]:
         "recommendation": recommendation,
         "others": _other_strategies(findings),
         "chosen": _chosen(tiers, recommendation),
+        "of_choice": _chosen(hosts.basis(document), recommendation),
         "judged": charts.judged,
         "judged_cost_usd": charts.judged_cost_usd,
         "tiers": tiers,
         "charts": _charts(document, tiers),
         "figure_groups": _figure_groups(tiers),
         "rejected": findings.get("rejected") or [],
+        "hosts": hosts.findings(document),
+        "hosts_heads": hosts.HEADS,
+        "hosts_rows": hosts.comparison(document),
+        "hosts_durations": hosts.durations(document),
     }
 
 
@@ -358,6 +363,8 @@ def _columns(records: list[charts.Record]) -> list[tuple[str, Callable[[charts.R
     ]
     if any(one.get("variant") is not None for one in records):
         columns.insert(1, ("variant", lambda one: str(one.get("variant") or "as configured")[:60]))
+    if any(one.get("host_id") is not None for one in records):
+        columns.insert(1, ("host", lambda one: str(one.get("host_id") or NO_SUCH_THING)[:60]))
     return columns
 
 
@@ -387,8 +394,10 @@ def _callouts(document: dict[str, Any]) -> tuple[list[Warned], list[Warned]]:
     rest = [one for one in _warnings(findings.get("warnings")) if one not in chosen]
     if document.get("kind") in _PAGES:
         chosen, rest = [*chosen, *rest, *(Warned(sentence=one) for one in pages.notes(document))], []
-    # That the host could not grant what Lambda grants concerns every comparison between sizes.
-    first = chosen + [one for one in rest if one.kind == "host_too_few_cpus"]
+    # That the host could not grant what Lambda grants concerns every comparison between sizes; what was lost, the run.
+    first = chosen + [one for one in rest if one.kind in {"host_too_few_cpus", *hosts.SHOWN_WARNINGS}]
+    if (found := hosts.findings(document)) and found["mixed"]:
+        first.insert(0, Warned(sentence=str(found["sentence"])))
     state = document.get("state")
     if state in {"interrupted", "failed"}:
         was = "was interrupted" if state == "interrupted" else "failed"
@@ -437,7 +446,9 @@ def _facts(document: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
             "mean prediction error_share": prediction.get("error"),
         }
     run = {name: value for name, value in run.items() if value is not None}
-    groups = [("Run", run), ("Function", document.get("function") or {}), ("Host", document.get("host") or {})]
+    groups = [("Run", run), ("Function", document.get("function") or {})]
+    every = hosts.described(document)
+    groups += [(f"Host {one.get('host_id')}" if len(every) > 1 else "Host", one) for one in every]
     if document.get("plan"):
         groups.append(("Plan", document["plan"]))
     return [

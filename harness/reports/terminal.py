@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import format as figures
-from harness.reports import charts, pages
+from harness.reports import charts, hosts, pages
 from harness.reports import leak as leaks
 from harness.reports import load as loads
 from harness.reports import oom as ooms
@@ -39,8 +39,35 @@ def sweep(document: dict[str, Any], console: Console) -> None:
     for one in findings.get("rejected") or []:
         console.print(Text.assemble(("rejected ", "red"), (_name(one), "bold"), ": ", plain(one["why"])))
     _predicted(findings, tiers, console)
+    _hosts(document, console)
     _verdict(recommendation, console)
+    for one in hosts.whole_run_warnings(document):
+        console.print(Text.assemble(("note: ", "yellow"), plain(one["sentence"])))
     _ended(document, console)
+
+
+def _hosts(document: dict[str, Any], console: Console) -> None:
+    """How the hosts compare; nothing where a single one measured."""
+    rows = hosts.comparison(document)
+    if not rows:
+        return
+    table = _table(ascii_only=_ascii(console))
+    for heading in hosts.HEADS:
+        table.add_column(heading, overflow="fold")
+    colours = {"faster": "green", "slower": "red"}
+    for row in rows:
+        *cells, verdict, choice = row
+        table.add_row(*map(plain, cells), Text(verdict, style=colours.get(verdict, "")), plain(choice))
+    console.print(table)
+    names, sizes = hosts.durations(document)
+    medians = _table(ascii_only=_ascii(console))
+    for heading in ("memory", *(f"median on {name}" for name in names), "apart"):
+        medians.add_column(heading, justify="right")
+    for name, cells in sizes:
+        medians.add_row(plain(name), *map(plain, cells))
+    console.print(medians)
+    found = hosts.findings(document) or {}
+    console.print(Text.assemble(plain(found["sentence"]), style="bold yellow" if found["mixed"] else ""))
 
 
 def _predicted(findings: dict[str, Any], tiers: list[charts.Tier], console: Console) -> None:

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, cast
@@ -497,7 +498,8 @@ def test_refinement_goes_up_from_the_largest_size_as_far_as_lambda_goes() -> Non
 def explored(
     best: Callable[[Sequence[Invocation]], int | None], *sizes: int, stand: FakeStand | None = None
 ) -> list[int]:
-    found = sweep.explore(cast("Stand", stand or FakeStand()), plan(*sizes, count=1), best)
+    on = cast("Stand", stand or FakeStand())
+    found = sweep.explore(partial(sweep.run, on), plan(*sizes, count=1), best, room=partial(sweep.room_bytes, on))
     return list(dict.fromkeys(each.memory_mb for each in found))
 
 
