@@ -61,6 +61,10 @@ class CgroupV2:
         if self._sandbox.read_or_none("memory.swap.max") is not None:
             self._sandbox.set("memory.swap.max", 0)
         self._sandbox.set("memory.max", limit_bytes)
+        # An out-of-memory kill is to take one process, as on version 1: the whole group would be the RIE too, which answers
+        # for the runtime. 0 is the kernel's default, but a manager of units may have written 1 (systemd's OOMPolicy=kill).
+        if (self._sandbox.read_or_none("memory.oom.group") or "0").strip() != "0":
+            self._sandbox.set("memory.oom.group", 0)
 
     def memory_limit(self) -> int | None:
         found = self._sandbox.read("memory.max").strip()

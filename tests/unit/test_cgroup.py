@@ -319,6 +319,13 @@ class TestMemory:
             cgroup.set_memory(next_mb * MIB)
             assert (cgroup.memory_limit(), cgroup.swap_limited()) == (next_mb * MIB, True)
 
+    def test_the_rie_is_not_taken_along_by_a_kill(self, v2: tuple[Cgroup, Kernel], tmp_path: Path) -> None:
+        cgroup, _ = v2
+        (group,) = (path.parent for path in tmp_path.rglob("memory.max"))
+        (group / "memory.oom.group").write_text("1\n")
+        cgroup.set_memory(128 * MIB)
+        assert _number(group, "memory.oom.group") == 0
+
     def test_a_kernel_without_swap_accounting_is_tolerated_and_told(self, either: tuple[Cgroup, Kernel]) -> None:
         cgroup, kernel = either
         for name in ("memory.memsw.limit_in_bytes", "memory.swap.max"):
