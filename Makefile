@@ -12,11 +12,12 @@ PYTEST_ARGS ?=
 APT_PACKAGES := ca-certificates docker.io e2fsprogs mmdebstrap mount debian-archive-keyring
 
 .DEFAULT_GOAL := help
-.PHONY: help venv engine images samples test-tools demo test lint clean database database-stop
+.PHONY: help venv engine images samples test-tools demo test test-vm lint clean database database-stop
 
 help:
 	@echo "make demo   set up, then show what the harness does"
 	@echo "make test   set up, then run all tests"
+	@echo "make test-vm         tests/engine in a virtual machine and against its engine from outside: hours under emulation"
 	@echo "make samples         install what the sample functions need besides git"
 	@echo "make database        start a PostgreSQL server for the sample that connects to one"
 	@echo "make database-stop   remove it with all its data"
@@ -57,6 +58,12 @@ test: images test-tools samples
 	$(BIN)/coverage run -m pytest $(PYTEST_ARGS) tests/docs || status=$$?; \
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report || [ $$status -ne 0 ] || status=1; \
 	exit $$status
+
+# cgroup version 2, and an engine on another kernel: see docs/engines.md. Each line boots a machine of its own.
+test-vm: images samples
+	@scripts/vm/test.sh inside $(PYTEST_ARGS)
+	@scripts/vm/test.sh outside --vantage agent $(PYTEST_ARGS)
+	@scripts/vm/test.sh outside --vantage api $(PYTEST_ARGS)
 
 lint: venv
 	@$(BIN)/ruff check .

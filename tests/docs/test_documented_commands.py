@@ -29,6 +29,7 @@ STANDS_FOR = {"FUNCTION": "sample_functions/freeze_arrays_node"}
 INSTEAD: dict[str, tuple[str | None, str]] = {
     "make demo": ("scripts/demo.sh", "the set-up before it is what this test stands on"),
     "make test": ("make --dry-run test", "this test is part of it"),
+    "make test-vm": ("make --dry-run test-vm", "boots virtual machines, for hours"),
     "make images": ("make --dry-run images", "builds for minutes, and is what this test stands on"),
     "pipx install .": (
         None,

@@ -1,0 +1,52 @@
+# What all scripts of the virtual machine agree on; sourced by them, never run. Everything can be set from outside.
+# shellcheck shell=sh disable=SC2034  # the scripts that source this use them
+
+say() { echo "vm: $*" >&2; }
+fail() {
+    say "$1"
+    [ -z "${2:-}" ] || say "$2"
+    exit 4
+}
+
+vm_dir=$(cd "$(dirname "$0")" && pwd)
+checkout=$(cd "$vm_dir/../.." && pwd)
+cache=${LAMBDA_HARNESS_VM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/lambda-harness/vm}
+
+# One machine at a time has this folder: its process, its sockets, its console. Another one needs another, and other ports.
+state=${LAMBDA_HARNESS_VM_STATE:-$cache/state}
+
+engine_port=${LAMBDA_HARNESS_VM_PORT:-23750}
+ssh_port=${LAMBDA_HARNESS_VM_SSH_PORT:-23722}
+# What containers publish on the loopback of the machine inside is reached on the loopback out here, under the same ports, as with Docker
+# Desktop: the engine takes free ports from the range that the kernel inside is told.
+first_port=${LAMBDA_HARNESS_VM_FIRST_PORT:-24000}
+last_port=$((first_port + 63))
+cpus=${LAMBDA_HARNESS_VM_CPUS:-2}
+memory=${LAMBDA_HARNESS_VM_MEMORY:-4G}
+boot_wait_s=${LAMBDA_HARNESS_VM_BOOT_WAIT_S:-600}
+
+# Emulated in software everything takes some ten times as long.
+patience=${LAMBDA_HARNESS_TEST_PATIENCE:-10}
+
+inner_checkout=/srv/lambda-harness
+inner_python=/opt/venv/bin/python
+
+python=${LAMBDA_HARNESS_VM_PYTHON:-$checkout/.venv/bin/python}
+[ -x "$python" ] || fail "there is no Python with this project at $python" "run 'make venv', or name one with LAMBDA_HARNESS_VM_PYTHON"
+
+# ssh with what it needs to know of the machine. One connection, which start.sh opens, serves all calls.
+vm_ssh() {
+    ssh -F /dev/null -p "$ssh_port" -i "$state/key" -o IdentitiesOnly=yes -o StrictHostKeyChecking=no \
+        -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -o ConnectTimeout=60 -o ServerAliveInterval=30 \
+        -o ServerAliveCountMax=10 -o "ControlPath=$state/ssh" "$@"
+}
+inside() {
+    vm_ssh root@127.0.0.1 "$@"
+}
+
+# Sets `running` to the process of the machine.
+is_running() {
+    running=$(cat "$state/pid" 2> /dev/null || true)
+    # Linux cuts names of processes at 15 characters.
+    [ -n "$running" ] && [ "$(cat "/proc/$running/comm" 2> /dev/null)" = "qemu-system-x86" ]
+}

@@ -1,0 +1,106 @@
+#!/bin/sh
+# Boots the virtual machine and comes back when its engine answers. The disk is not changed: each start has a fresh one.
+#   start.sh [--kernel new|old] [--driver systemd|cgroupfs]
+set -eu
+# shellcheck source-path=SCRIPTDIR source=settings.sh
+. "$(dirname "$0")/settings.sh"
+
+kernel=new
+driver=systemd
+while [ $# -gt 0 ]; do
+    case $1 in
+        --kernel) kernel=${2:-} ;;
+        --driver) driver=${2:-} ;;
+        *) fail "'$1' is no option of start.sh" "start.sh [--kernel new|old] [--driver systemd|cgroupfs]" ;;
+    esac
+    [ $# -ge 2 ] || fail "$1 needs a value"
+    shift 2
+done
+case $kernel in new | old) ;; *) fail "--kernel is 'new' (6.12) or 'old' (6.1), not '$kernel'" ;; esac
+case $driver in systemd | cgroupfs) ;; *) fail "--driver is 'systemd' or 'cgroupfs', not '$driver'" ;; esac
+
+if is_running; then
+    fail "a virtual machine runs already, process $running" "'scripts/vm/stop.sh' ends it; LAMBDA_HARNESS_VM_STATE and the two ports make room for another"
+fi
+disk=$("$vm_dir/build.sh")
+rm -rf "$state"
+mkdir -p "$(dirname "$state")"
+mkdir -m 700 "$state"
+pid=""
+# shellcheck disable=SC2317  # by the trap
+give_back() {
+    status=$?
+    trap - EXIT INT TERM HUP
+    [ -z "$pid" ] || kill "$pid" 2> /dev/null || true
+    rm -f "$state/pid"
+    exit "$status"
+}
+trap give_back EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+cp "$disk/key" "$state/key"
+chmod 600 "$state/key"
+echo "$kernel $driver" > "$state/kind"
+
+# A /dev/kvm that opens may still run no Linux (a virtual machine without nesting): this kernel, without a disk, panics
+# at once where it does run.
+accelerator=tcg,thread=multi
+model=max
+if [ -w /dev/kvm ]; then
+    timeout 20 qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot -machine pc -accel kvm -cpu host -m 512 \
+        -serial "file:$state/kvm" -kernel "$disk/vmlinuz-$kernel" -append "console=ttyS0 panic=-1" > /dev/null 2>&1 < /dev/null || true
+    if grep -q "Kernel panic" "$state/kvm" 2> /dev/null; then
+        accelerator=kvm
+        model=host
+    fi
+fi
+
+say "starting Linux ($kernel kernel, $driver driver) under $accelerator"
+began=$(date +%s)
+# A swap that no limit keeps anybody from hides out-of-memory kills: with one, a test can tell.
+truncate --size 1G "$state/swap"
+forwards=""
+port=$first_port
+while [ "$port" -le "$last_port" ]; do
+    forwards="$forwards,hostfwd=tcp:127.0.0.1:$port-:$port"
+    port=$((port + 1))
+done
+# The process must not hold on to the caller's pipes, nor get its terminal's Ctrl-C.
+setsid qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot -machine pc -name lambda-harness \
+    -accel "$accelerator" -cpu "$model" -smp "$cpus" -m "$memory" \
+    -kernel "$disk/vmlinuz-$kernel" -initrd "$disk/initrd-$kernel" \
+    -append "root=/dev/vda rw console=ttyS0 net.ifnames=0 quiet mitigations=off random.trust_cpu=on systemd.show_status=no vm.driver=$driver vm.ports=$first_port-$last_port" \
+    -drive "file=$disk/disk,format=raw,if=virtio,snapshot=on,cache=unsafe" \
+    -drive "file=$state/swap,format=raw,if=virtio,cache=unsafe,discard=unmap" \
+    -netdev "user,id=net,hostfwd=tcp:127.0.0.1:$engine_port-:2375,hostfwd=tcp:127.0.0.1:$ssh_port-:22$forwards" \
+    -device virtio-net-pci,netdev=net,romfile= \
+    -object rng-random,filename=/dev/urandom,id=rng -device virtio-rng-pci,rng=rng \
+    -serial "file:$state/console" -monitor "unix:$state/monitor,server=on,wait=off" \
+    > "$state/qemu.log" 2>&1 < /dev/null 3>&- 4>&- 5>&- &
+pid=$!
+echo "$pid" > "$state/pid"
+
+while [ $(($(date +%s) - began)) -lt "$boot_wait_s" ]; do
+    if ! kill -0 "$pid" 2> /dev/null; then
+        tail -n 5 "$state/console" "$state/qemu.log" >&2 || true
+        fail "the virtual machine ended while it booted; the end of its console is above"
+    fi
+    if found=$("$python" - "tcp://127.0.0.1:$engine_port" 2> /dev/null << 'PYTHON'
+import sys
+import docker
+client = docker.DockerClient(base_url=sys.argv[1], timeout=20)
+info = client.info()
+print(info["ServerVersion"], "on", info["KernelVersion"] + ", cgroup v" + info["CgroupVersion"] + ",", info["CgroupDriver"], "driver")
+PYTHON
+    ); then
+        # It stays in the background and must not hold on to the caller's pipes.
+        vm_ssh -f -N -o ControlMaster=yes root@127.0.0.1 < /dev/null > /dev/null 2>&1 \
+            || fail "the engine answers, but ssh does not get into the virtual machine"
+        trap - EXIT INT TERM HUP
+        say "Docker $found answers at tcp://127.0.0.1:$engine_port after $(($(date +%s) - began)) s"
+        exit 0
+    fi
+    sleep 2
+done
+tail -n 20 "$state/console" >&2 || true
+fail "no engine answers in the virtual machine after $boot_wait_s s; the end of its console is above"

@@ -1,0 +1,73 @@
+#!/bin/sh
+# Runs tests in the virtual machine, or against its engine from outside, and ends the machine if it was started for that.
+#   test.sh inside  [--kernel new|old] [--driver systemd|cgroupfs] [PYTEST ARGUMENT...]
+#   test.sh outside --vantage agent|api [--kernel new|old] [--driver systemd|cgroupfs] [PYTEST ARGUMENT...]
+# inside: vantage host on cgroup version 2. outside: the shape of Docker Desktop, an engine on another kernel behind a port.
+# Without arguments for pytest: all of tests/engine.
+set -eu
+# shellcheck source-path=SCRIPTDIR source=settings.sh
+. "$(dirname "$0")/settings.sh"
+
+where=${1:-}
+case $where in inside | outside) shift ;; *) fail "test.sh inside|outside, not '$where'" "the head of $0 tells more" ;; esac
+kernel=new
+driver=systemd
+vantage=""
+while [ $# -gt 0 ]; do
+    case $1 in
+        --kernel) kernel=${2:-} ;;
+        --driver) driver=${2:-} ;;
+        --vantage) vantage=${2:-} ;;
+        --) shift && break ;;
+        *) break ;;
+    esac
+    [ $# -ge 2 ] || fail "$1 needs a value"
+    shift 2
+done
+case $where,$vantage in
+    inside, | inside,host | inside,api | outside,agent | outside,api) ;;
+    outside,) fail "outside needs --vantage agent or --vantage api" ;;
+    *) fail "vantage '$vantage' is not possible $where" ;;
+esac
+[ $# -gt 0 ] || set -- tests/engine
+
+started=""
+running_tests=""
+# shellcheck disable=SC2317  # by the trap
+give_back() {
+    status=$?
+    trap - EXIT INT TERM HUP
+    if [ -n "$running_tests" ]; then
+        # Ctrl-C at a terminal reached them already, and a second one would end their tidying up.
+        [ "$status" = 130 ] || kill -INT "$running_tests" 2> /dev/null || true
+        wait "$running_tests" || true
+    fi
+    [ -z "$started" ] || "$vm_dir/stop.sh" || true
+    exit "$status"
+}
+trap give_back EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+if is_running; then
+    [ "$(cat "$state/kind")" = "$kernel $driver" ] || fail "a virtual machine of another kind runs: $(cat "$state/kind")" "scripts/vm/stop.sh ends it"
+else
+    "$vm_dir/start.sh" --kernel "$kernel" --driver "$driver"
+    started=yes
+fi
+cd "$checkout"
+export LAMBDA_HARNESS_TEST_PATIENCE="$patience"
+[ -z "$vantage" ] || export LAMBDA_HARNESS_VANTAGE="$vantage"
+say "tests $where${vantage:+, vantage $vantage}, $kernel kernel, $driver driver: $*"
+set -- -m pytest -p no:cacheprovider -o "timeout=$((300 * patience))" "$@"
+# A shell has what it starts in the background ignore Ctrl-C.
+if [ "$where" = inside ]; then
+    env --default-signal=INT "$vm_dir/inside.sh" python "$@" &
+else
+    DOCKER_HOST=tcp://127.0.0.1:$engine_port env --default-signal=INT "$python" "$@" &
+fi
+running_tests=$!
+status=0
+wait $running_tests || status=$?
+running_tests=""
+exit $status
