@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +132,7 @@ class ApiReach:
         self._boosted = False
         self._restricted = False
         self._quota_told = True
+        self._engine_at_work = threading.Lock()
         self._paused = False
         self.notes = _NOTES if self._files is None else _NOTES_WHERE_READ
 
@@ -288,12 +290,9 @@ class ApiReach:
     # -- life -----------------------------------------------------------------------------------------------------
 
     def freeze(self) -> None:
-        self._paused = True  # before the engine is asked: the watch must not come to kill meanwhile
-        try:
+        with self._engine_at_work:
             self._container.pause()
-        except BaseException:
-            self._paused = False
-            raise
+            self._paused = True
 
     def thaw(self) -> None:
         self._container.unpause()
@@ -301,18 +300,17 @@ class ApiReach:
 
     def kill_runtime(self) -> None:
         """Every process that the sandbox's user may signal, but PID 1 (the RIE) and the shell itself."""
-        if self._paused:
-            return  # the answer came in the meantime
-        # Dying takes CPU time too, and a throttled process would wait for it.
-        self._container.update(cpu_period=CPU_PERIOD_US, cpu_quota=-1)
-        try:
-            self._container.execute(["/bin/sh", "-c", "kill -9 -1"])
-        except EngineError:
-            # The answer came while the engine was asked, and the sandbox was paused: there is nothing to kill any more.
-            if not self._paused:
-                raise
-        finally:
-            self._set_quota()
+        # An exec that a pause stops half-way leaves the engine (20.10) waiting for it with the container's lock in hand: every
+        # question about the container hangs from then on, for whoever asks.
+        with self._engine_at_work:
+            if self._paused:
+                return  # the answer came in the meantime
+            # Dying takes CPU time too, and a throttled process would wait for it.
+            self._container.update(cpu_period=CPU_PERIOD_US, cpu_quota=-1)
+            try:
+                self._container.execute(["/bin/sh", "-c", "kill -9 -1"])
+            finally:
+                self._set_quota()
 
     def release(self) -> None:
         if self._paused:

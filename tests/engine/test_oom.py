@@ -12,7 +12,8 @@ from harness.engine.client import EngineFacts
 from harness.vantage import reading
 
 MIB = 1024 * 1024
-TIMEOUT = ("--timeout", str(min(900, int(3 * PATIENCE))))
+# Taking 150 MB at a tenth of a CPU may last longer than the 3 s of the default, which would be a time-out, told as one.
+TIMEOUT = ("--timeout", str(min(900, int(20 * PATIENCE))))
 OPTIONS = ("--runtime", "python3.13", "--handler", "app.handler", "--confirm", "1", *TIMEOUT)
 HUNGRY = """
     def handler(event, context):
