@@ -14,10 +14,10 @@ import psutil
 
 from harness.engine import images
 from harness.engine.client import Engine, EngineFacts
+from harness.kernel import is_this_machine
 from harness.tiers import tier
 from harness.vantage import Vantage
 from harness.vantage.host import HostVantage
-from harness.vantage.reading import is_this_machine
 
 _GIB = 1024**3
 

@@ -6,9 +6,14 @@ Units stand in the names. A value that could not be measured is None: never 0, n
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import uuid
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.function import Function
 
 SCHEMA = "lambda-harness/1"
 
@@ -138,6 +143,29 @@ class Invocation:
         kept["peak_method"] = PeakMethod(kept["peak_method"]) if kept.get("peak_method") else None
         kept["notes"] = tuple(kept.get("notes", ()))
         return cls(**kept)
+
+
+def not_run(function: Function, *, vantage: str, outcome: Outcome, **found: Any) -> Invocation:
+    """The record of a request of which nothing ran: it has no sandbox, and no figures. ``found`` has fields of the record."""
+    return Invocation(
+        **{
+            "request_id": str(uuid.uuid4()),
+            "function": function.name,
+            "runtime": function.runtime,
+            "memory_mb": function.memory_mb,
+            "architecture": function.architecture,
+            "image": function.image or "",
+            "rie_version": None,
+            "sandbox_id": "",
+            "sequence": 0,
+            "cold": False,
+            "phase_init": None,
+            "started_at": datetime.datetime.now(datetime.UTC).isoformat(),
+            "outcome": outcome,
+            "vantage": vantage,
+        }
+        | found
+    )
 
 
 def report_line(

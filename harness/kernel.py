@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import time
 from pathlib import Path
@@ -42,3 +43,20 @@ def available_bytes() -> int | None:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return None
+
+
+def is_this_kernel(release: str) -> bool:
+    """Whether an engine that names this kernel release may be on the kernel of this process."""
+    here = os.uname()
+    return here.sysname == "Linux" and here.release == release
+
+
+def is_this_machine(release: str, memory_bytes: int, *, root: str = "/") -> bool:
+    """Whether an engine with this kernel release and this much memory is, as far as can be told, on this very machine."""
+    if not is_this_kernel(release):
+        return False
+    try:
+        first = Path(root, "proc/meminfo").read_text().split(None, 3)
+    except OSError:
+        return False
+    return first[0] == "MemTotal:" and int(first[1]) * 1024 == memory_bytes

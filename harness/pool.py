@@ -12,7 +12,6 @@ sandbox counts until it has ended.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import functools
 import threading
 import time
@@ -27,7 +26,7 @@ from harness.context import RequestContext
 from harness.engine.client import EngineFacts
 from harness.errors import EngineError, HarnessError
 from harness.function import Function
-from harness.invocation import Invocation, Outcome
+from harness.invocation import Invocation, Outcome, not_run
 from harness.sandbox import Sandbox
 from harness.stand import Stand
 from harness.vantage import Vantage
@@ -713,29 +712,21 @@ def throttled(
     why: str,
     image: str = "",
     rie_version: str | None = None,
-    vantage: str = "api",
+    vantage: str,
 ) -> Invocation:
     """The record of a request that was throttled, with Lambda's answer (HTTP status 429).
 
     Nothing of it ran: it has no sandbox, and no figures.
     """
-    return Invocation(
+    return not_run(
+        function,
+        vantage=vantage,
+        outcome=Outcome.THROTTLED,
         request_id=context.request_id,
-        function=function.name,
-        runtime=function.runtime,
-        memory_mb=function.memory_mb,
-        architecture=function.architecture,
         image=image,
         rie_version=rie_version,
-        sandbox_id="",
-        sequence=0,
-        cold=False,
-        phase_init=None,
-        started_at=datetime.datetime.now(datetime.UTC).isoformat(),
-        outcome=Outcome.THROTTLED,
         error_type=THROTTLED_TYPE,
         error_message=THROTTLED_MESSAGE,
-        vantage=vantage,
         response={"Reason": reason, "Type": "User", "message": THROTTLED_MESSAGE},
         notes=(why,),
     )

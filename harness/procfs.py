@@ -17,6 +17,7 @@ same kernel a peak that was over when it was read came out up to 316 KiB too low
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -184,15 +185,24 @@ def tmp_files_bytes(pid: int, root: str = "/proc") -> int | None:
     if os.path.islink(top) or not os.path.isdir(top):  # noqa: PTH112, PTH114 - no objects on the hot path
         return None
     total, seen = 0, set()
-    for folder, _, names in os.walk(top):
-        for name in names:
-            try:
-                found = os.lstat(f"{folder}/{name}")
-            except OSError:
-                continue  # it went away meanwhile
-            if (found.st_dev, found.st_ino) not in seen:
-                seen.add((found.st_dev, found.st_ino))
-                total += found.st_blocks * 512
+    folders = [top]
+    # Not `os.walk`, which calls itself for each level before Python 3.12: a function may nest as deep as it likes.
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                        continue
+                    with contextlib.suppress(FileNotFoundError):  # it went away meanwhile
+                        found = entry.stat(follow_symlinks=False)
+                        if (found.st_dev, found.st_ino) not in seen:
+                            seen.add((found.st_dev, found.st_ino))
+                            total += found.st_blocks * 512
+        except FileNotFoundError:
+            continue
+        except OSError:  # a path too long for the kernel, say: what is below cannot be counted
+            return None
     return total
 
 

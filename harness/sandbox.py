@@ -186,7 +186,6 @@ class ContainerCell:
             self._undo.callback(around.receivers.attend(self._id, self.reach.relay_pid).close)
         self.granted = self.reach.prepare(size, self._cpus)
         self._watch = attendant.watch(
-            self.reach,
             name=self._id,
             log=log,
             tell=self._tell,

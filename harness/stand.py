@@ -51,7 +51,7 @@ def choose_vantage(engine: Engine, facts: EngineFacts, wanted: str = "auto") -> 
         return HostVantage()
     if wanted == "api":
         return ApiVantage(engine, facts)
-    agent = AgentVantage(engine, facts)
+    agent = AgentVantage(engine)
     try:
         agent.start()
     except EngineError as error:
@@ -66,6 +66,14 @@ def work_base() -> Path:
     """Where work directories are made: on disk, so not in a /tmp that may be memory."""
     disk = Path("/var/tmp")
     return disk if disk.is_dir() else Path(tempfile.gettempdir())
+
+
+def new_work_dir() -> Path:
+    """A directory that names this process as its owner; whoever asked removes it, or the next command, if that is killed."""
+    found = Path(tempfile.mkdtemp(prefix=_WORK_PREFIX, dir=work_base()))
+    (found / _OWNER_FILE).write_text(owner())
+    found.chmod(0o755)
+    return found
 
 
 def reap_work_dirs(*, everything: bool = False) -> list[str]:
@@ -183,10 +191,8 @@ class Stand:
             pull=self._pull,
             progress=self._progress,
         )
-        work_dir = Path(tempfile.mkdtemp(prefix=_WORK_PREFIX, dir=work_base()))
+        work_dir = new_work_dir()
         self._undo.callback(shutil.rmtree, work_dir, ignore_errors=True)
-        (work_dir / _OWNER_FILE).write_text(owner())
-        work_dir.chmod(0o755)
         laid = self._undo.enter_context(Package(function, work_dir))
         self.warnings = laid.warnings
         over = self.vantage.sees_files

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import platform
 import signal
 import socket
 import sys
@@ -160,22 +159,6 @@ class _Seat:
     def do_prepare(self, _: bytes, *, memory_mb: int, cpus: list[int]) -> Answer:
         return wire.plain(self.reach.prepare(tier(memory_mb), tuple(cpus))), b""
 
-    def do_boost(self, _: bytes) -> Answer:
-        self.reach.boost()
-        return None, b""
-
-    def do_restrict(self, _: bytes) -> Answer:
-        self.reach.restrict()
-        return None, b""
-
-    def do_throttled_init(self, _: bytes) -> Answer:
-        self.reach.throttled_init()
-        return None, b""
-
-    def do_sample(self, _: bytes) -> Answer:
-        self.reach.sample()
-        return None, b""
-
     def do_mark(self, _: bytes) -> Answer:
         self.reach.mark()
         return None, b""
@@ -211,10 +194,6 @@ class _Seat:
 
     def do_frozen(self, _: bytes) -> Answer:
         return self.reach.frozen(), b""
-
-    def do_kill_runtime(self, _: bytes) -> Answer:
-        self.reach.kill_runtime()
-        return None, b""
 
     def do_release(self, _: bytes) -> Answer:
         if self._reach is not None:
@@ -372,15 +351,15 @@ class Agent:
 
     @staticmethod
     def do_hello() -> dict[str, Any]:
-        """What this kernel is, and whether its cgroups can be written."""
-        cgroup.open_cgroup(os.getpid())  # raises where the cgroup file systems are not mounted here
+        """What this kernel is; `EngineError` where its cgroups are out of reach, or cannot be written."""
+        for directory in cgroup.locate(os.getpid()).directories.values():
+            if not os.access(f"{directory}/cgroup.procs", os.W_OK):
+                raise EngineError(f"the agent may not write cgroups: {directory} is read-only for it")
         return {
-            "kernel": os.uname().release,
             "boot_id": kernel.boot_id(),
             "hz": kernel.tick_hz(),
             "cpu_model": kernel.cpu_model(),
             "cpus": sorted(os.sched_getaffinity(0)),
-            "python": platform.python_version(),
         }
 
     @staticmethod

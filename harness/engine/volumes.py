@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import hashlib
-import io
-import os
 import stat
-import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -21,6 +17,7 @@ from typing import IO, Any
 
 import docker.errors
 
+from harness import packing
 from harness.engine.client import LABEL, LABEL_OWNER, Engine, owner_is_gone, owner_labels
 from harness.errors import EngineError
 
@@ -83,7 +80,7 @@ class Volumes:
 
     def _placed(self, directory: Path, image_id: str, twin: int) -> str:
         with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as archive:
-            key = _pack(directory, archive)
+            key = packing.pack(directory, archive)
             name = f"{_PREFIX}{key[:32]}" + (f"-{twin}" if twin else "")
             deadline = time.monotonic() + _PATIENCE_S
             while not self._filled(name):
@@ -189,41 +186,7 @@ def _is_old(created_at: str) -> bool:
     return datetime.datetime.now(datetime.UTC) - created > datetime.timedelta(days=KEEP_DAYS)
 
 
-def _files(directory: Path) -> Iterator[Path]:
-    """Everything below, in an order that depends on the names alone."""
-    yield directory
-    for folder, folders, files in os.walk(directory):
-        folders.sort()
-        for name in sorted([*folders, *files]):
-            yield Path(folder, name)
-
-
 def _looks(directory: Path) -> Iterator[tuple[object, ...]]:
-    for path in _files(directory):
+    for path in packing.files(directory):
         found = path.lstat()
         yield str(path), found.st_mode, found.st_size if stat.S_ISREG(found.st_mode) else 0, found.st_mtime_ns
-
-
-def _pack(directory: Path, into: IO[bytes]) -> str:
-    """Write the directory as a tar, owned by root, and return the SHA-256 of that tar."""
-    with tarfile.open(fileobj=into, mode="w") as archive:
-        for path in _files(directory):
-            found = path.lstat()
-            if stat.S_ISSOCK(found.st_mode):
-                continue  # tarfile cannot name it
-            about = archive.gettarinfo(path, arcname=f"./{path.relative_to(directory)}" if path != directory else ".")
-            about.uid = about.gid = 0
-            about.uname = about.gname = ""
-            # Kept of files, in whole seconds: Python compares a source's time with the one in its compiled file. Those of
-            # directories come and go with how they were laid out.
-            about.mtime = 0 if about.isdir() else found.st_mtime_ns // 10**9
-            if about.isreg():
-                with path.open("rb") as file:
-                    archive.addfile(about, file)
-            else:
-                archive.addfile(about)
-    into.seek(0)
-    digest = hashlib.sha256()
-    while chunk := into.read(io.DEFAULT_BUFFER_SIZE * 16):
-        digest.update(chunk)
-    return digest.hexdigest()

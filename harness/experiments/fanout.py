@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import datetime
 import pickle
 import pydoc
 import random
@@ -33,7 +32,7 @@ from harness.experiments.cluster import RESOURCE, Cluster, DaskCluster, Worker
 from harness.experiments.outpost import Block, Job, Measured, Prepared, Refused
 from harness.experiments.sweep import EventStream, SweepPlan, Tally, Variant, WeightedEvent
 from harness.function import Function
-from harness.invocation import WORKER_LOST, Invocation, Outcome
+from harness.invocation import WORKER_LOST, Invocation, Outcome, not_run
 
 MIN_BLOCK = 5
 """So many invocations a block has at least, where that leaves two rounds: each sandbox warms up anew."""
@@ -419,20 +418,12 @@ class Fleet:
         post = self._posts[worker.address]
         size = f"{cell.memory_mb} MB" + (f" ({cell.variant.name})" if cell.variant.name else "")
         said = f"lost at {size} on host {post.host_id} (worker {worker.address}): {why}"
-        return Invocation(
-            request_id=str(uuid.uuid4()),
-            function=function.name,
-            runtime=function.runtime,
-            memory_mb=cell.memory_mb,
-            architecture=function.architecture,
-            image=function.image or "",
-            rie_version=None,
-            sandbox_id="",
+        return not_run(
+            replace(function, memory_mb=cell.memory_mb),
+            vantage=str(post.host["vantage"]),
+            outcome=Outcome.ENGINE_ERROR,
             sequence=1,
             cold=True,
-            phase_init=None,
-            started_at=datetime.datetime.now(datetime.UTC).isoformat(),
-            outcome=Outcome.ENGINE_ERROR,
             error_type=WORKER_LOST,
             error_message=said,
             variant=cell.variant.name,

@@ -18,7 +18,6 @@ import json
 import pickle
 import shutil
 import tarfile
-import tempfile
 import threading
 import traceback
 import weakref
@@ -27,12 +26,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from harness import packing
 from harness.engine.client import owner
 from harness.errors import EngineError, HarnessError
 from harness.experiments import sweep
 from harness.experiments.sweep import SweepPlan
 from harness.function import DirectoryCode, Function, ZipCode
-from harness.stand import Stand, work_base
+from harness.stand import Stand, new_work_dir
 
 KEPT_CODE = 4
 """So much code that no sweep uses any more stays for the next sweep of the same function."""
@@ -49,27 +49,13 @@ class Parcel:
 
 
 def pack(path: Path) -> Parcel:
-    """A directory or a zip as bytes, keyed by their content.
-
-    Modes, links and times of change are kept: a runtime's compiled files are only good beside sources of their time.
-    """
+    """A directory or a zip as bytes, keyed by their content."""
     if path.is_file():
-        packed, kind = path.read_bytes(), "zip"
-    else:
-        kind, written = "tar", io.BytesIO()
-        with tarfile.open(fileobj=written, mode="w", format=tarfile.PAX_FORMAT) as archive:
-            for each in sorted(path.rglob("*")):
-                if each.is_symlink() or each.is_dir() or each.is_file():
-                    archive.add(each, str(each.relative_to(path)), recursive=False, filter=_nobodys)
-        packed = written.getvalue()
-    return Parcel(key=f"{kind}-{hashlib.sha256(packed).hexdigest()}", packed=packed)
-
-
-def _nobodys(found: tarfile.TarInfo) -> tarfile.TarInfo:
-    found.uid = found.gid = 0
-    found.uname = found.gname = ""
-    found.mtime = int(found.mtime)
-    return found
+        packed = path.read_bytes()
+        return Parcel(key=f"zip-{hashlib.sha256(packed).hexdigest()}", packed=packed)
+    written = io.BytesIO()
+    digest = packing.pack(path, written)
+    return Parcel(key=f"tar-{digest}", packed=written.getvalue())
 
 
 def parcels(function: Function) -> dict[str, Parcel]:
@@ -263,10 +249,7 @@ class Outpost:
     def _room(self) -> Path:
         """Our directory, which goes with the process; what a killed one leaves is reaped by the next command."""
         if self._folder is None:
-            folder = Path(tempfile.mkdtemp(prefix="lambda-harness-", dir=work_base()))
-            (folder / "owner").write_text(owner())
-            folder.chmod(0o755)
-            self._folder = folder
+            self._folder = folder = new_work_dir()
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return self._folder
 

@@ -11,11 +11,9 @@ it would wait for a suppressed init and be neither a cold start nor a warm invoc
 from __future__ import annotations
 
 import contextlib
-import datetime
 import math
 import random
 import time
-import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
@@ -25,7 +23,7 @@ import psutil
 
 from harness.errors import EngineError, InvalidInput
 from harness.function import Function
-from harness.invocation import Invocation, Outcome
+from harness.invocation import Invocation, Outcome, not_run
 from harness.sandbox import Sandbox
 from harness.stand import Stand
 from harness.tiers import CPU_PERIOD_US, MAX_MEMORY_MB, MIN_MEMORY_MB, tier
@@ -366,7 +364,7 @@ class _Cell:
         try:
             record = self._open(stand).invoke(events.next())
         except EngineError as error:
-            record = _not_measured(self.function, error)
+            record = _not_measured(self.function, error, stand.vantage.name)
         self.tally.add(record)
         over = self.plan.cold_only or self.tally.finished
         if over or record.outcome in _WAITS_FOR_INIT or record.outcome is Outcome.ENGINE_ERROR:
@@ -386,23 +384,15 @@ class _Cell:
             sandbox.shut_down()
 
 
-def _not_measured(function: Function, error: EngineError) -> Invocation:
+def _not_measured(function: Function, error: EngineError, vantage: str) -> Invocation:
     """The record of an invocation for which there was no sandbox: the engine refused this size, others may do."""
     remedy = f" ({error.remedy})" if error.remedy else ""
-    return Invocation(
-        request_id=str(uuid.uuid4()),
-        function=function.name,
-        runtime=function.runtime,
-        memory_mb=function.memory_mb,
-        architecture=function.architecture,
-        image=function.image or "",
-        rie_version=None,
-        sandbox_id="",
+    return not_run(
+        function,
+        vantage=vantage,
+        outcome=Outcome.ENGINE_ERROR,
         sequence=1,
         cold=True,
-        phase_init=None,
-        started_at=datetime.datetime.now(datetime.UTC).isoformat(),
-        outcome=Outcome.ENGINE_ERROR,
         error_type=type(error).__name__,
         error_message=f"{error}{remedy}",
         notes=(f"not measured, because the sandbox could not be started: {error}",),

@@ -73,6 +73,17 @@ class TmpVolume:
     note: str = ""
 
 
+def anonymous_tmp(size_mb: int) -> TmpVolume:
+    """An anonymous volume on the engine's disk: it goes with its container, but nothing limits its size."""
+    return TmpVolume(
+        source="",
+        exact=False,
+        mounted=lambda: None,
+        discard=lambda: None,
+        note=f"/tmp is not limited to {size_mb} MB: engines have no volumes of a given size",
+    )
+
+
 def tmp_notes(tmp_bytes: int | None, size_mb: int) -> tuple[str, ...]:
     """What is to be said where nothing limits /tmp, and what lies there was only counted."""
     if tmp_bytes is None or tmp_bytes <= size_mb * 1024 * 1024:
@@ -92,20 +103,8 @@ class Reach(Protocol):
     def prepare(self, tier: Tier, cpus: tuple[int, ...]) -> Granted:
         """Set every limit, read each back; `LimitError` if one is not what was asked for."""
 
-    def boost(self) -> None:
-        """Init begins: no quota."""
-
-    def restrict(self) -> None:
-        """Init is over: the tier's quota holds from now on."""
-
-    def throttled_init(self) -> None:
-        """A suppressed init begins: Lambda does not boost it."""
-
     def mark(self) -> None:
         """An invocation begins: reset the peaks, remember the counters."""
-
-    def sample(self) -> None:
-        """Look at what cannot be known afterwards."""
 
     def observe(self) -> Observation:
         """What happened since `mark`."""
@@ -123,11 +122,27 @@ class Reach(Protocol):
 
     def thaw(self) -> None: ...
 
-    def kill_runtime(self) -> None:
-        """Kill every process of the sandbox but the RIE."""
-
     def release(self) -> None:
         """Leave the sandbox in a state in which the engine can remove it."""
+
+
+class LimitingReach(Reach, Protocol):
+    """A reach that a watch in the same process writes through, at instants of an invocation."""
+
+    def boost(self) -> None:
+        """Init begins: no quota."""
+
+    def restrict(self) -> None:
+        """Init is over: the tier's quota holds from now on."""
+
+    def throttled_init(self) -> None:
+        """A suppressed init begins: Lambda does not boost it."""
+
+    def sample(self) -> None:
+        """Look at what cannot be known afterwards."""
+
+    def kill_runtime(self) -> None:
+        """Kill every process of the sandbox but the RIE."""
 
 
 class MemoryWatching(Protocol):
@@ -193,7 +208,6 @@ class Attendant(Protocol):
 
     def watch(
         self,
-        reach: Reach,
         *,
         name: str,
         log: socket.socket,
@@ -201,7 +215,7 @@ class Attendant(Protocol):
         event_headers: Callable[[RequestContext], dict[bytes, bytes]],
         sample_s: float,
     ) -> Watching:
-        """A watch that has not begun; it takes ``log`` over."""
+        """A watch that has not begun, over the reach that was asked for before; it takes ``log`` over."""
 
     def close(self) -> None:
         """After reach and watch have been given back."""

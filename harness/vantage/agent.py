@@ -24,15 +24,15 @@ from harness.agent import wire
 from harness.agent.link import Link, Listener
 from harness.context import RequestContext
 from harness.engine import images
-from harness.engine.client import Engine, EngineFacts
+from harness.engine.agent_container import AgentContainer
+from harness.engine.client import Engine
 from harness.engine.containers import RIE_PORT, Container
-from harness.engine.helper import Helper
 from harness.engine.volumes import Volumes
 from harness.errors import EngineError, HarnessError
 from harness.memory_watch import MemorySeen
 from harness.rie import Answer
 from harness.tiers import Tier
-from harness.vantage import Granted, Observation, TmpVolume
+from harness.vantage import Granted, Observation, TmpVolume, anonymous_tmp
 from harness.watch import Exchange, Tell
 
 _PARTS = (
@@ -73,19 +73,12 @@ class AgentVantage:
     shares_kernel = False
     sees_files = False
 
-    def __init__(self, engine: Engine, facts: EngineFacts) -> None:
-        self._engine, self._facts = engine, facts
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self._volumes = Volumes(engine)
         self._undo = contextlib.ExitStack()
         self._starting = threading.Lock()
         self._link: Link | None = None
-
-    @staticmethod
-    def why_not(engine: Engine) -> str | None:
-        """A sentence that says why no agent can be started, or None."""
-        if _image(engine) is None:
-            return "the engine has no image with Python 3.11 or newer to start the agent in"
-        return None
 
     def start(self) -> None:
         """Raises `EngineError` where the agent cannot be started, or cannot do its work."""
@@ -104,16 +97,16 @@ class AgentVantage:
         image_id = _image(self._engine)
         if image_id is None:
             raise EngineError(
-                f"vantage agent is not possible: {self.why_not(self._engine)}",
+                "vantage agent is not possible: the engine has no image with Python 3.11 or newer to start it in",
                 remedy="'lambda-harness images build python3.13' makes one, or use --vantage api",
             )
         with contextlib.ExitStack() as undo:
             code = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="lambda-harness-agent-")))
             _lay_out(code)
-            helper = Helper(self._engine, self._volumes, image_id=image_id, code=code, module="harness.agent.inside")
-            helper.__enter__()
-            undo.callback(helper.close)
-            link = Link(helper)
+            container = undo.enter_context(
+                AgentContainer(self._engine, self._volumes, image_id=image_id, code=code, module="harness.agent.inside")
+            )
+            link = Link(container)
             undo.callback(link.close)
             link.open(boot_id=kernel.boot_id(), patience_s=_HELLO_S)
             self._undo.push(undo.pop_all())
@@ -131,14 +124,7 @@ class AgentVantage:
         return self._volumes.carry(binds, image_id)
 
     def tmp(self, size_mb: int, sandbox_id: str, work_dir: Path) -> TmpVolume:  # noqa: ARG002  # the same call as on `host`
-        """An anonymous volume on the engine's disk: it goes with its container, but nothing limits its size."""
-        return TmpVolume(
-            source="",
-            exact=False,
-            mounted=lambda: None,
-            discard=lambda: None,
-            note=f"/tmp is not limited to {size_mb} MB: the engine has no volumes of a given size",
-        )
+        return anonymous_tmp(size_mb)
 
     def attend(self, container: Container, tmp_mb: int) -> RemoteAttendant:
         return RemoteAttendant(self.link, container, tmp_mb)
@@ -220,7 +206,6 @@ class RemoteAttendant:
 
     def watch(
         self,
-        reach: object,  # noqa: ARG002  # the agent has its own
         *,
         name: str,
         log: socket.socket,
@@ -239,7 +224,7 @@ class RemoteAttendant:
 
 
 class RemoteReach:
-    """See `harness.vantage.Reach`. What throws a sandbox's limits about at an instant is done by the agent's watch itself."""
+    """See `harness.vantage.Reach`. What has to happen at an instant of an invocation is done by the agent's own watch."""
 
     relay_pid = None
     """No process of this kernel's."""
@@ -254,20 +239,8 @@ class RemoteReach:
     def prepare(self, tier: Tier, cpus: tuple[int, ...]) -> Granted:
         return wire.granted(self._call("prepare", memory_mb=tier.memory_mb, cpus=list(cpus)))
 
-    def boost(self) -> None:
-        self._call("boost")
-
-    def restrict(self) -> None:
-        self._call("restrict")
-
-    def throttled_init(self) -> None:
-        self._call("throttled_init")
-
     def mark(self) -> None:
         self._call("mark")
-
-    def sample(self) -> None:
-        self._call("sample")
 
     def observe(self) -> Observation:
         return wire.observation(self._call("observe"))
@@ -292,9 +265,6 @@ class RemoteReach:
     def frozen(self) -> bool:
         """Whether every process stands still, by the kernel's word."""
         return bool(self._call("frozen"))
-
-    def kill_runtime(self) -> None:
-        self._call("kill_runtime")
 
     def release(self) -> None:
         try:

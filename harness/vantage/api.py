@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import os
 import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -23,10 +22,10 @@ from harness.engine.containers import Container, Listed
 from harness.engine.volumes import Volumes
 from harness.errors import EngineError, LimitError
 from harness.invocation import PeakMethod
-from harness.kernel import available_bytes, cpu_model, tick_hz
+from harness.kernel import available_bytes, cpu_model, is_this_machine, tick_hz
 from harness.memory_watch import MemoryWatch
 from harness.tiers import CPU_PERIOD_US, Tier
-from harness.vantage import Granted, Observation, TmpVolume, reading, tmp_notes
+from harness.vantage import Granted, Observation, TmpVolume, anonymous_tmp, reading, tmp_notes
 from harness.vantage.attending import LocalAttendant
 from harness.vantage.reading import Reading, Seen
 
@@ -75,15 +74,14 @@ class ApiVantage:
         self.why_not_agent = why_not_agent
         """Why it was not the vantage agent that was chosen, where that was tried."""
         self._volumes = Volumes(engine)
-        self.sees_files = facts.kernel == os.uname().release
-        self._is_here = reading.is_this_machine(facts.kernel, facts.memory_bytes)
+        self.sees_files = is_this_machine(facts.kernel, facts.memory_bytes)
 
     def describe(self) -> dict[str, Any]:
-        return {"hz": tick_hz(), "cpu_model": cpu_model()} if self._is_here else {"hz": None, "cpu_model": None}
+        return {"hz": tick_hz(), "cpu_model": cpu_model()} if self.sees_files else {"hz": None, "cpu_model": None}
 
     def spare_memory_bytes(self) -> int | None:
         """Of an engine elsewhere the total alone is known."""
-        return available_bytes() if self._is_here else None
+        return available_bytes() if self.sees_files else None
 
     def carry(self, binds: Mapping[str, tuple[str, str]], image_id: str) -> dict[str, tuple[str, str]]:
         return dict(binds) if self.sees_files else self._volumes.carry(binds, image_id)
@@ -92,14 +90,7 @@ class ApiVantage:
         return tuple(range(self._facts.cpus))
 
     def tmp(self, size_mb: int, sandbox_id: str, work_dir: Path) -> TmpVolume:  # noqa: ARG002  # the same call as on `host`
-        """An anonymous volume on the engine's disk: it goes with its container, but nothing limits its size."""
-        return TmpVolume(
-            source="",
-            exact=False,
-            mounted=lambda: None,
-            discard=lambda: None,
-            note=f"/tmp is not limited to {size_mb} MB: the engine's API has no volumes of a given size",
-        )
+        return anonymous_tmp(size_mb)
 
     def attend(self, container: Container, tmp_mb: int) -> LocalAttendant:
         return LocalAttendant(container.address, lambda: ApiReach(container, self._facts, tmp_mb))

@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 from harness.context import RequestContext
 from harness.rie import RieClient
-from harness.vantage import Reach
+from harness.vantage import LimitingReach
 from harness.watch import Tell, Watch
 
 
 def watch_over(
-    reach: Reach,
+    reach: LimitingReach,
     *,
     name: str,
     log: socket.socket,
@@ -50,14 +50,25 @@ def watch_over(
 class LocalAttendant:
     """See `harness.vantage.Attendant`. ``address``: host:port of the RIE."""
 
-    watch = staticmethod(watch_over)
-
-    def __init__(self, address: str, make_reach: Callable[[], Reach]) -> None:
+    def __init__(self, address: str, make_reach: Callable[[], LimitingReach]) -> None:
         self.rie = RieClient(address)
         self._make_reach = make_reach
+        self._reach: LimitingReach
 
-    def reach(self) -> Reach:
-        return self._make_reach()
+    def reach(self) -> LimitingReach:
+        self._reach = self._make_reach()
+        return self._reach
+
+    def watch(
+        self,
+        *,
+        name: str,
+        log: socket.socket,
+        tell: Tell,
+        event_headers: Callable[[RequestContext], dict[bytes, bytes]],
+        sample_s: float,
+    ) -> Watch:
+        return watch_over(self._reach, name=name, log=log, tell=tell, event_headers=event_headers, sample_s=sample_s)
 
     def close(self) -> None:
         self.rie.close()

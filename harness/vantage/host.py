@@ -19,7 +19,7 @@ import psutil
 from harness import cgroup
 from harness.engine.client import EngineFacts
 from harness.engine.containers import Container
-from harness.kernel import cpu_model, tick_hz
+from harness.kernel import cpu_model, is_this_kernel, is_this_machine, tick_hz
 from harness.vantage import TmpVolume
 from harness.vantage.attending import LocalAttendant
 from harness.vantage.reach import CgroupReach
@@ -39,8 +39,10 @@ class HostVantage:
     @staticmethod
     def why_not(facts: EngineFacts) -> str | None:
         """A sentence that says why this vantage cannot be used here, or None."""
-        if os.uname().sysname != "Linux" or facts.kernel != os.uname().release:
+        if not is_this_kernel(facts.kernel):
             return f"the engine runs on another kernel ({facts.kernel or 'unknown'}) than this process"
+        if not is_this_machine(facts.kernel, facts.memory_bytes):
+            return "the engine runs on another machine: its kernel is of the same release, but has other memory"
         if facts.rootless:
             return "the engine is rootless: its cgroups belong to another namespace"
         if os.geteuid() != 0:

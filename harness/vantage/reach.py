@@ -39,6 +39,7 @@ class CgroupReach:
         self._usage = cgroup.CpuUsage(cpu_ns=0, throttled_ns=0, throttled_periods=0, periods=0)
         self._oom_kills: int | None = None
         self._peak_reset = False
+        self._peak_before: int | None = None
         self._rss_reset: dict[int, bool] = {}
         self._before: dict[int, procfs.Process] = {}
         self._reaped_before: list[procfs.ReapedChildren | None] = []
@@ -53,7 +54,7 @@ class CgroupReach:
 
     @property
     def cgroup(self) -> cgroup.Cgroup:
-        """For experiments that watch memory more closely than an invocation's record does."""
+        """For benchmarks and tests that look at, or change, what no record holds."""
         return self._cgroup
 
     # -- limits ---------------------------------------------------------------------------------------------------
@@ -187,6 +188,7 @@ class CgroupReach:
         self._usage = group.usage()
         self._oom_kills = group.oom_kills()
         self._peak_reset = group.reset_peak()
+        self._peak_before = None if self._peak_reset else group.peak_memory_bytes()
         self._before, self._rss_reset = {}, {}
         for pid in self._cgroup.runtime_processes():
             process = procfs.read(pid)
@@ -226,8 +228,8 @@ class CgroupReach:
         # Where no disk could be made, /tmp is a directory: its file system's figures would be the host's.
         own = self._tmp_is_own
         tmp = procfs.tmp_bytes(self._rie_pid) if own else procfs.tmp_files_bytes(self._rie_pid)
-        if peak_memory is not None and not self._peak_reset:
-            peak_memory = None  # a mark that was not reset may be an earlier invocation's
+        if not self._peak_reset and peak_memory is not None and peak_memory <= (self._peak_before or 0):
+            peak_memory = None  # a mark that could not be reset, and did not rise, is an earlier invocation's
         return Observation(
             cpu_ms=(usage.cpu_ns - self._usage.cpu_ns) / 1e6,
             throttled_ms=(usage.throttled_ns - self._usage.throttled_ns) / 1e6,

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
 from harness import cgroup, procfs
@@ -22,29 +21,13 @@ from harness.cgroup import v1, v2
 from harness.cgroup.directory import Directory, read_text
 from harness.errors import EngineError
 from harness.invocation import PeakMethod
+from harness.kernel import is_this_kernel
 
 _NO_CHILDREN = procfs.ReapedChildren(minor_faults=0, major_faults=0, cpu_ticks=0)
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 T = TypeVar("T")
-
-
-def is_this_kernel(release: str) -> bool:
-    """Whether an engine that names this kernel release may be on the kernel of this process."""
-    here = os.uname()
-    return here.sysname == "Linux" and here.release == release
-
-
-def is_this_machine(release: str, memory_bytes: int, *, root: str = "/") -> bool:
-    """Whether an engine with this kernel release and this much memory is, as far as can be told, on this very machine."""
-    if not is_this_kernel(release):
-        return False
-    try:
-        first = Path(root, "proc/meminfo").read_text().split(None, 3)
-    except OSError:
-        return False
-    return first[0] == "MemTotal:" and int(first[1]) * 1024 == memory_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,9 +51,11 @@ SOCKET = Path("/var/run/docker.sock")
 
 @pytest.fixture(scope="module", autouse=True)
 def image_for_the_agent(engine: Engine) -> None:
-    why_not = AgentVantage.why_not(engine)
-    if why_not:
-        pytest.fail(why_not, pytrace=False)
+    try:
+        with contextlib.closing(AgentVantage(engine)) as vantage:
+            vantage.start()
+    except EngineError as error:
+        pytest.fail(f"{error}; {error.remedy}", pytrace=False)
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import pytest
 from conftest import Lab, end, until
 
 from harness.engine.client import EngineFacts
+from harness.kernel import is_this_machine
 from harness.store import Store
-from harness.vantage import reading
 
 OPTIONS = ("--runtime", "python3.13", "--handler", "app.handler", "-m", 128)
 SLEEPY = """
@@ -50,7 +50,7 @@ def test_a_closed_loop_has_one_sandbox_and_one_cold_start_a_client(
     made = measured(lab, SLEEPY, "--concurrency", 3, "--requests", 12, "--vantage", vantage, env=env)
     found = made["findings"]
     assert (found["requests"], found["errors"], found["sandboxes"], found["cold_starts"]) == (12, 0, 3, 3)
-    seen = vantage != "api" or reading.is_this_machine(facts.kernel, facts.memory_bytes)
+    seen = vantage != "api" or is_this_machine(facts.kernel, facts.memory_bytes)
     assert (found["peak_memory_bytes"] is not None) == seen
     assert found["cost_usd"] == pytest.approx(sum(each["cost_usd"] for each in made["invocations"]))
     assert all(each["frozen_ms"] is not None for each in made["invocations"] if not each["cold"])

@@ -9,7 +9,7 @@ import pytest
 from conftest import PATIENCE, VANTAGES, Lab, checked
 
 from harness.engine.client import EngineFacts
-from harness.vantage import reading
+from harness.kernel import is_this_machine
 
 MIB = 1024 * 1024
 # Taking 150 MB at a tenth of a CPU may last longer than the 3 s of the default, which would be a time-out, told as one.
@@ -106,7 +106,7 @@ def test_the_engines_api_alone_finds_it_too_and_says_what_it_cannot_see(
     found: dict[str, Any] = lab.document("oom", folder, *OPTIONS, *event, "--vantage", "api", env=env)["findings"]
     assert 154 <= found["smallest_memory_mb"] <= 165
     story = found["kill"]
-    if reading.is_this_machine(facts.kernel, facts.memory_bytes):  # whose cgroups can be read, if not written
+    if is_this_machine(facts.kernel, facts.memory_bytes):  # whose cgroups can be read, if not written
         assert max(each["memory_bytes"] for each in story["timeline"]) > 0.9 * story["memory_mb"] * MIB
         assert story["killed_process"].startswith("python3")
         return

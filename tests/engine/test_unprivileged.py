@@ -22,8 +22,8 @@ from conftest import PATIENCE, ROOT, checked
 
 from harness.engine import parts
 from harness.engine.client import EngineFacts
+from harness.kernel import is_this_machine
 from harness.stand import work_base
-from harness.vantage.reading import is_this_machine
 
 if TYPE_CHECKING:
     from conftest import Lab

@@ -14,6 +14,7 @@ from conftest import PATIENCE, invoke
 from harness.engine.client import EngineFacts
 from harness.errors import EngineError, LimitError
 from harness.invocation import Outcome, PeakMethod
+from harness.kernel import is_this_machine
 from harness.vantage import reading
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def far(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def near(facts: EngineFacts) -> None:
-    if not reading.is_this_machine(facts.kernel, facts.memory_bytes):
+    if not is_this_machine(facts.kernel, facts.memory_bytes):
         pytest.skip("the engine is on another machine: nothing of its containers can be read from here")
 
 

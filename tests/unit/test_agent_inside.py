@@ -255,20 +255,32 @@ def test_output_arrives_piece_by_piece_in_order_and_before_the_answer_that_follo
     assert pieces == [(f"id{at // 1000}", b"%d\n" % at) for at in range(3500)]
 
 
-def test_hello_says_what_this_kernel_is(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cgroup, "open_cgroup", lambda _: None)
+def located(folder: Path) -> Callable[[int], cgroup.Location]:
+    (folder / "cgroup.procs").write_text("")
+    return lambda _: cgroup.Location(version=2, directories={"": str(folder)})
+
+
+def test_hello_says_what_this_kernel_is(line: Line, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cgroup, "locate", located(tmp_path))
     found = line.ask("hello").head["found"]
     assert found["boot_id"] == kernel.boot_id()
     assert found["cpus"] == sorted(os.sched_getaffinity(0))
-    assert found["kernel"] == os.uname().release
 
 
 def test_an_agent_that_cannot_see_cgroups_says_so_at_once(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: int) -> None:
         raise LimitError("no cgroups are mounted")
 
-    monkeypatch.setattr(cgroup, "open_cgroup", refuse)
+    monkeypatch.setattr(cgroup, "locate", refuse)
     assert line.ask("hello").head["failed"]["message"] == "no cgroups are mounted"
+
+
+def test_an_agent_that_may_not_write_cgroups_says_so_at_once(
+    line: Line, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cgroup, "locate", located(tmp_path))
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    assert "may not write cgroups" in line.ask("hello").head["failed"]["message"]
 
 
 # -- what travels --------------------------------------------------------------------------------------------------------

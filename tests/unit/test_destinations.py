@@ -31,7 +31,7 @@ NOON = datetime.datetime(2026, 11, 22, 12, 0, 0, 568_000, tzinfo=datetime.UTC)
 
 
 def record(outcome: Outcome, **found: Any) -> Invocation:
-    made = throttled(function(), RequestContext(), reason="", why="")
+    made = throttled(function(), RequestContext(), reason="", why="", vantage="host")
     return replace(made, outcome=outcome, **found)
 
 

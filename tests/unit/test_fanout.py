@@ -101,7 +101,7 @@ class FakeCluster:
         return Prepared(
             process=self.process[address],
             host_id=self.host[address],
-            host={"cpus": 8, "hz": 250, "harness_version": "0"},
+            host={"cpus": 8, "hz": 250, "harness_version": "0", "vantage": "host"},
             room_bytes=self.room_bytes,
             warnings=self.warnings.get(address, ()),
         )
@@ -630,7 +630,7 @@ class Post:
             return self.stand
 
         monkeypatch.setattr(outpost, "Stand", stand)
-        monkeypatch.setattr(outpost, "work_base", lambda: folder)
+        monkeypatch.setattr("harness.stand.work_base", lambda: folder)
         monkeypatch.setattr(outpost, "host_id", lambda stand: "here")
         monkeypatch.setattr("harness.experiments.sweep._pause", lambda plan, rng: None)
         self.post = outpost.Outpost()

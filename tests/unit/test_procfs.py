@@ -308,3 +308,25 @@ def test_a_child_that_still_shares_its_parent_s_memory_counts_once(tmp_path: Pat
     page = os.sysconf("SC_PAGE_SIZE")
     assert procfs.resident_together_bytes([1, 2, 3, 4, 5], str(tmp_path)) == 50 * page
     assert procfs.resident_together_bytes([4, 5], str(tmp_path)) is None
+
+
+def test_files_are_counted_however_deep_they_lie(tmp_path: Path) -> None:
+    tmp = tmp_path / "1/root/tmp"
+    tmp.mkdir(parents=True)
+    here = os.getcwd()  # noqa: PTH109  # deeper than a path may be long
+    os.chdir(tmp)
+    try:
+        for depth in range(1500):
+            Path("d").mkdir()
+            os.chdir("d")
+            if depth == 1200:
+                Path("file").write_bytes(bytes(4096))
+        assert procfs.tmp_files_bytes(1, str(tmp_path)) == 4096
+        for _ in range(1500):
+            Path("d").mkdir()
+            os.chdir("d")
+        # What lies beyond the longest path is not known, and not nothing.
+        assert procfs.tmp_files_bytes(1, str(tmp_path)) is None
+    finally:
+        os.chdir(here)
+        subprocess.run(["rm", "-rf", str(tmp)], check=True)

@@ -46,7 +46,7 @@ class Invoker:
         outcome = self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
         if isinstance(outcome, Exception):
             raise outcome
-        record = throttled(function(), context, reason="", why="")
+        record = throttled(function(), context, reason="", why="", vantage="host")
         return replace(record, outcome=outcome, error_message="boom", response={"n": len(self.seen)})
 
 

@@ -11,6 +11,7 @@ from test_cgroup import V1_RIE, V1_RUNTIME, V2_RIE, V2_RUNTIME, unpack
 
 from harness.cgroup import CpuUsage
 from harness.invocation import PeakMethod
+from harness.kernel import is_this_machine
 from harness.procfs import Process, ReapedChildren
 from harness.vantage import reading
 from harness.vantage.reading import Reading, Seen, open_reading
@@ -182,9 +183,9 @@ def test_without_a_debugger_s_rights_anonymous_memory_is_one_process_s_alone(v1:
 def test_only_an_engine_with_this_kernel_and_this_memory_is_on_this_machine(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/meminfo").write_text("MemTotal:        4000 kB\nMemFree:         1000 kB\n")
-    assert reading.is_this_machine(KERNEL, 4000 * 1024, root=str(tmp_path))
-    assert not reading.is_this_machine(KERNEL, 8000 * 1024, root=str(tmp_path))
-    assert not reading.is_this_machine("6.1.0-elsewhere", 4000 * 1024, root=str(tmp_path))
+    assert is_this_machine(KERNEL, 4000 * 1024, root=str(tmp_path))
+    assert not is_this_machine(KERNEL, 8000 * 1024, root=str(tmp_path))
+    assert not is_this_machine("6.1.0-elsewhere", 4000 * 1024, root=str(tmp_path))
 
 
 # -- two looks ----------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from typing import IO, Any
 import docker.errors
 import pytest
 
+from harness import packing
 from harness.engine import volumes
 from harness.engine.client import LABEL_OWNER, owner
 from harness.engine.volumes import KEEP_DAYS, LABEL_CONTENT, Volumes, remove_unused
@@ -277,13 +278,13 @@ def test_what_was_filled_is_not_packed_again_until_a_file_changes(
     engine: Any, api: Api, code: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed: list[Path] = []
-    pack = volumes._pack
+    pack = packing.pack
 
     def counted(folder: Path, into: IO[bytes]) -> str:
         packed.append(folder)
         return pack(folder, into)
 
-    monkeypatch.setattr(volumes, "_pack", counted)
+    monkeypatch.setattr(packing, "pack", counted)
     held = Volumes(engine)
     first = held.place(code, IMAGE)
     assert held.place(code, IMAGE) == first

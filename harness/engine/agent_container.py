@@ -40,7 +40,7 @@ _PYTHON = (
 )
 
 
-class Helper:
+class AgentContainer:
     """A context manager. ``code``: a directory that is put into the container; ``module``: what Python runs of it."""
 
     def __init__(self, engine: Engine, volumes: Volumes, *, image_id: str, code: Path, module: str) -> None:
@@ -52,7 +52,7 @@ class Helper:
         self._frames = Frames()
         self._words: deque[str] = deque(maxlen=_WORDS)
 
-    def __enter__(self) -> Helper:
+    def __enter__(self) -> AgentContainer:
         try:
             self._start()
         except BaseException:
