@@ -11,6 +11,8 @@ old_release=bookworm
 disk_size=8G
 packages=systemd-sysv,udev,dbus,linux-image-amd64,initramfs-tools,docker.io,docker-cli,iproute2,python3,python3-venv,e2fsprogs
 packages=$packages,procps,util-linux,kmod,ca-certificates,openssh-server,zstd,curl
+# Engines of another make, and of a user who is not root.
+packages=$packages,podman,crun,netavark,aardvark-dns,nftables,passt,slirp4netns,uidmap,rootlesskit,dbus-user-session
 # Not needed by tests that run inside.
 not_inside='^(mypy|mypy_extensions|ruff|types-.*|scipy-stubs|optype|numpy-typing-compat)(==|$)'
 
@@ -156,7 +158,7 @@ loud mmdebstrap --mode=root --variant=minbase --include="$packages" --aptopt='Ac
 
 say "setting it up"
 cp -a "$vm_dir/root/." "$root/"
-chown -R 0:0 "$root/etc/systemd/system" "$root/usr/local/sbin"
+chown -R 0:0 "$root/etc/systemd" "$root/usr/local/sbin"
 echo lambda-harness-vm > "$root/etc/hostname"
 echo "127.0.0.1 localhost lambda-harness-vm" > "$root/etc/hosts"
 echo "/dev/vda / ext4 noatime 0 1" > "$root/etc/fstab"
@@ -170,11 +172,14 @@ printf 'UsePAM no\nUseDNS no\nPermitRootLogin prohibit-password\nPrintMotd no\nX
     > "$root/etc/ssh/sshd_config.d/vm.conf"
 rm -f "$root"/etc/ssh/ssh_host_rsa* "$root"/etc/ssh/ssh_host_ecdsa*
 # Emulated, each service that starts costs a second or more: what no test needs stays off.
-loud chroot "$root" systemctl --quiet enable vm-setup.service ssh.service docker.service
+loud chroot "$root" systemctl --quiet enable vm-setup.service ssh.service docker.service vm-podman.service vm-user.service vm-port.socket
+loud chroot "$root" systemctl --quiet --global enable vm-docker.service vm-podman.service
+loud chroot "$root" systemctl --quiet --global disable podman.socket podman-auto-update.timer
+loud chroot "$root" systemctl --quiet disable podman.socket podman.service podman-auto-update.timer podman-restart.service podman-clean-transient.service
 loud chroot "$root" systemctl --quiet mask \
     apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer \
     tmp.mount ldconfig.service systemd-tmpfiles-clean.timer systemd-timesyncd.service systemd-firstboot.service systemd-update-utmp.service \
-    systemd-random-seed.service systemd-journal-flush.service systemd-hwdb-update.service systemd-logind.service \
+    systemd-random-seed.service systemd-journal-flush.service systemd-hwdb-update.service \
     systemd-binfmt.service systemd-ask-password-wall.path systemd-pstore.service systemd-user-sessions.service \
     getty@tty1.service serial-getty@ttyS0.service proc-sys-fs-binfmt_misc.automount dev-hugepages.mount \
     sys-kernel-debug.mount sys-kernel-tracing.mount modprobe@drm.service modprobe@efi_pstore.service \
@@ -197,11 +202,15 @@ chmod 755 "$root/opt/venv/bin/lambda-harness"
 # Inside nothing can be downloaded: the parts and the samples' packages lie in the cache of the user there.
 scripts/samples.sh "$python" || fail "the packages of the sample functions could not be made"
 own=$(dirname "$("$python" -c 'from harness.engine.parts import rie_binary; print(rie_binary("x86_64"))')")
-mkdir -p "$root/root/.cache/lambda-harness/parts"
-cp -a "$own"/*-aws-lambda-rie "$root/root/.cache/lambda-harness/parts/"
-for folder in "$own"/relay-x86_64-*; do
-    [ ! -d "$folder" ] || cp -a "$folder" "$root/root/.cache/lambda-harness/parts/"
+loud chroot "$root" useradd --create-home --uid "$inner_uid" "$inner_user"
+for home in root "home/$inner_user"; do
+    mkdir -p "$root/$home/.cache/lambda-harness/parts"
+    cp -a "$own"/*-aws-lambda-rie "$root/$home/.cache/lambda-harness/parts/"
+    for folder in "$own"/relay-x86_64-*; do
+        [ ! -d "$folder" ] || cp -a "$folder" "$root/$home/.cache/lambda-harness/parts/"
+    done
 done
+chown -R "$inner_uid:$inner_uid" "$root/home/$inner_user"
 find sample_functions \( -name node_modules -o -name python -o -name picture \) -prune -print0 \
     | tar --null -T - -cf - | { mkdir -p "$root$inner_checkout" && tar -xf - -C "$root$inner_checkout"; }
 
@@ -226,7 +235,10 @@ loud docker -H "unix://$socket" load -i "$made/images.tar"
 kill $daemon
 wait $daemon || true
 daemon=""
-rm -rf "$made/images.tar" "$made/exec" "$root/var/lib/docker/runtimes"
+rm -rf "$made/exec" "$root/var/lib/docker/runtimes"
+# Engines with a store of their own load them when the machine starts.
+mkdir -p "$root/var/lib/lambda-harness"
+mv "$made/images.tar" "$root/var/lib/lambda-harness/images.tar"
 
 say "making the disk"
 for kind in new old; do

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs a command inside the running virtual machine, in the checkout as it is now: inside.sh COMMAND [ARGUMENT...]
-# `python` there is the environment with the project and what its tests need.
+# `python` there is the environment with the project and what its tests need. It is root's, but where the engine is rootless its user's.
 set -eu
 # shellcheck source-path=SCRIPTDIR source=settings.sh
 . "$(dirname "$0")/settings.sh"
@@ -35,9 +35,18 @@ tar --verbatim-files-from -T "$files" -cf - < /dev/null \
     | inside "cd $inner_checkout && { [ ! -f .files ] || xargs -d '\n' rm -f < .files; } && tar --no-same-owner -xf -"
 inside "cat > $inner_checkout/.files" < "$files"
 
+engine=$(cut -d ' ' -f 3 "$state/kind")
 line="cd $inner_checkout && export PATH=/opt/venv/bin:\$PATH LAMBDA_HARNESS_TEST_PATIENCE=$patience"
+[ "$engine" = docker ] || line="$line DOCKER_HOST=unix://$(engine_socket "$engine")"
 [ -z "${LAMBDA_HARNESS_VANTAGE:-}" ] || line="$line LAMBDA_HARNESS_VANTAGE=$LAMBDA_HARNESS_VANTAGE"
 line="$line && echo \$\$ > $token && exec"
+case $engine in
+    *-rootless)
+        line="$line setpriv --reuid=$inner_uid --regid=$inner_uid --init-groups --"
+        line="$line env HOME=/home/$inner_user USER=$inner_user XDG_RUNTIME_DIR=/run/user/$inner_uid"
+        line="$line DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/$inner_uid/bus"
+        ;;
+esac
 for word in "$@"; do
     line="$line '$(printf '%s' "$word" | sed "s/'/'\\\\''/g")'"
 done

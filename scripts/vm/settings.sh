@@ -29,6 +29,9 @@ boot_wait_s=${LAMBDA_HARNESS_VM_BOOT_WAIT_S:-600}
 patience=${LAMBDA_HARNESS_TEST_PATIENCE:-10}
 
 inner_checkout=/srv/lambda-harness
+# Whose engine a rootless one is.
+inner_user=harness
+inner_uid=1000
 inner_python=/opt/venv/bin/python
 
 python=${LAMBDA_HARNESS_VM_PYTHON:-$checkout/.venv/bin/python}
@@ -42,6 +45,17 @@ vm_ssh() {
 }
 inside() {
     vm_ssh root@127.0.0.1 "$@"
+}
+
+# Which engines the machine has, and where each listens in there.
+engine_socket() {
+    case $1 in
+        docker) echo /run/docker.sock ;;
+        podman) echo /run/podman/podman.sock ;;
+        docker-rootless) echo "/run/user/$inner_uid/docker.sock" ;;
+        podman-rootless) echo "/run/user/$inner_uid/podman/podman.sock" ;;
+        *) fail "--engine is docker, podman, docker-rootless or podman-rootless, not '$1'" ;;
+    esac
 }
 
 # Sets `running` to the process of the machine.

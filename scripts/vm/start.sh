@@ -1,23 +1,27 @@
 #!/bin/sh
 # Boots the virtual machine and comes back when its engine answers. The disk is not changed: each start has a fresh one.
-#   start.sh [--kernel new|old] [--driver systemd|cgroupfs]
+#   start.sh [--kernel new|old] [--driver systemd|cgroupfs] [--engine docker|podman|docker-rootless|podman-rootless]
 set -eu
 # shellcheck source-path=SCRIPTDIR source=settings.sh
 . "$(dirname "$0")/settings.sh"
 
 kernel=new
 driver=systemd
+engine=docker
 while [ $# -gt 0 ]; do
     case $1 in
         --kernel) kernel=${2:-} ;;
         --driver) driver=${2:-} ;;
-        *) fail "'$1' is no option of start.sh" "start.sh [--kernel new|old] [--driver systemd|cgroupfs]" ;;
+        --engine) engine=${2:-} ;;
+        *) fail "'$1' is no option of start.sh" "the head of $0 has them all" ;;
     esac
     [ $# -ge 2 ] || fail "$1 needs a value"
     shift 2
 done
 case $kernel in new | old) ;; *) fail "--kernel is 'new' (6.12) or 'old' (6.1), not '$kernel'" ;; esac
 case $driver in systemd | cgroupfs) ;; *) fail "--driver is 'systemd' or 'cgroupfs', not '$driver'" ;; esac
+
+socket=$(engine_socket "$engine")
 
 if is_running; then
     fail "a virtual machine runs already, process $running" "'scripts/vm/stop.sh' ends it; LAMBDA_HARNESS_VM_STATE and the two ports make room for another"
@@ -40,7 +44,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 cp "$disk/key" "$state/key"
 chmod 600 "$state/key"
-echo "$kernel $driver" > "$state/kind"
+echo "$kernel $driver $engine" > "$state/kind"
 
 # A /dev/kvm that opens may still run no Linux (a virtual machine without nesting): this kernel, without a disk, panics
 # at once where it does run.
@@ -55,7 +59,7 @@ if [ -w /dev/kvm ]; then
     fi
 fi
 
-say "starting Linux ($kernel kernel, $driver driver) under $accelerator"
+say "starting Linux ($kernel kernel, $driver driver, $engine) under $accelerator"
 began=$(date +%s)
 # A swap that no limit keeps anybody from hides out-of-memory kills: with one, a test can tell.
 truncate --size 1G "$state/swap"
@@ -69,7 +73,7 @@ done
 setsid qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot -machine pc -name lambda-harness \
     -accel "$accelerator" -cpu "$model" -smp "$cpus" -m "$memory" \
     -kernel "$disk/vmlinuz-$kernel" -initrd "$disk/initrd-$kernel" \
-    -append "root=/dev/vda rw console=ttyS0 net.ifnames=0 quiet mitigations=off random.trust_cpu=on systemd.show_status=no vm.driver=$driver vm.ports=$first_port-$last_port" \
+    -append "root=/dev/vda rw console=ttyS0 net.ifnames=0 quiet mitigations=off random.trust_cpu=on systemd.show_status=no vm.driver=$driver vm.engine=$engine vm.socket=$socket vm.ports=$first_port-$last_port" \
     -drive "file=$disk/disk,format=raw,if=virtio,snapshot=on,cache=unsafe" \
     -drive "file=$state/swap,format=raw,if=virtio,cache=unsafe,discard=unmap" \
     -netdev "user,id=net,hostfwd=tcp:127.0.0.1:$engine_port-:2375,hostfwd=tcp:127.0.0.1:$ssh_port-:22$forwards" \
@@ -97,7 +101,7 @@ PYTHON
         vm_ssh -f -N -o ControlMaster=yes root@127.0.0.1 < /dev/null > /dev/null 2>&1 \
             || fail "the engine answers, but ssh does not get into the virtual machine"
         trap - EXIT INT TERM HUP
-        say "Docker $found answers at tcp://127.0.0.1:$engine_port after $(($(date +%s) - began)) s"
+        say "$engine $found answers at tcp://127.0.0.1:$engine_port after $(($(date +%s) - began)) s"
         exit 0
     fi
     sleep 2

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Runs tests in the virtual machine, or against its engine from outside, and ends the machine if it was started for that.
-#   test.sh inside  [--kernel new|old] [--driver systemd|cgroupfs] [PYTEST ARGUMENT...]
-#   test.sh outside --vantage agent|api [--kernel new|old] [--driver systemd|cgroupfs] [PYTEST ARGUMENT...]
+#   test.sh inside  [--vantage host|agent|api] [MACHINE...] [PYTEST ARGUMENT...]
+#   test.sh outside --vantage agent|api [MACHINE...] [PYTEST ARGUMENT...]
+# MACHINE: --kernel new|old, --driver systemd|cgroupfs, --engine docker|podman|docker-rootless|podman-rootless.
 # inside: vantage host on cgroup version 2. outside: the shape of Docker Desktop, an engine on another kernel behind a port.
 # Without arguments for pytest: all of tests/engine.
 set -eu
@@ -12,11 +13,13 @@ where=${1:-}
 case $where in inside | outside) shift ;; *) fail "test.sh inside|outside, not '$where'" "the head of $0 tells more" ;; esac
 kernel=new
 driver=systemd
+engine=docker
 vantage=""
 while [ $# -gt 0 ]; do
     case $1 in
         --kernel) kernel=${2:-} ;;
         --driver) driver=${2:-} ;;
+        --engine) engine=${2:-} ;;
         --vantage) vantage=${2:-} ;;
         --) shift && break ;;
         *) break ;;
@@ -25,7 +28,7 @@ while [ $# -gt 0 ]; do
     shift 2
 done
 case $where,$vantage in
-    inside, | inside,host | inside,api | outside,agent | outside,api) ;;
+    inside, | inside,host | inside,agent | inside,api | outside,agent | outside,api) ;;
     outside,) fail "outside needs --vantage agent or --vantage api" ;;
     *) fail "vantage '$vantage' is not possible $where" ;;
 esac
@@ -50,15 +53,15 @@ trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
 if is_running; then
-    [ "$(cat "$state/kind")" = "$kernel $driver" ] || fail "a virtual machine of another kind runs: $(cat "$state/kind")" "scripts/vm/stop.sh ends it"
+    [ "$(cat "$state/kind")" = "$kernel $driver $engine" ] || fail "a virtual machine of another kind runs: $(cat "$state/kind")" "scripts/vm/stop.sh ends it"
 else
-    "$vm_dir/start.sh" --kernel "$kernel" --driver "$driver"
+    "$vm_dir/start.sh" --kernel "$kernel" --driver "$driver" --engine "$engine"
     started=yes
 fi
 cd "$checkout"
 export LAMBDA_HARNESS_TEST_PATIENCE="$patience"
 [ -z "$vantage" ] || export LAMBDA_HARNESS_VANTAGE="$vantage"
-say "tests $where${vantage:+, vantage $vantage}, $kernel kernel, $driver driver: $*"
+say "tests $where${vantage:+, vantage $vantage}, $kernel kernel, $driver driver, $engine: $*"
 set -- -m pytest -p no:cacheprovider -o "timeout=$((300 * patience))" "$@"
 # A shell has what it starts in the background ignore Ctrl-C.
 if [ "$where" = inside ]; then
