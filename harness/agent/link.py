@@ -5,6 +5,7 @@ Must not know the engine: it is given a stream. A call that the agent cannot ans
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import queue
 import threading
@@ -19,6 +20,11 @@ from harness.errors import EngineError
 _CALL_S = 60.0
 """How long a call may take that waits for nothing but the kernel; in a loaded virtual machine that is long."""
 _PINGS = 7
+_PING_S = 10.0
+_DRIFT = 1000
+"""Two clocks that run differ by less than a thousandth."""
+_STANDSTILL_NS = 100_000_000
+"""By so much beyond that has its clock to fall behind to be told."""
 _END_S = 5.0
 
 Told = Callable[[str, dict[str, Any], bytes], None]
@@ -50,6 +56,10 @@ class Link:
         self._over: EngineError | None = None
         self._one_clock = False
         self._ahead_ns = 0
+        self._floor: tuple[int, int] | None = None
+        """By how much its clock was ahead at least, and when."""
+        self.stood_still_ns = 0
+        """For how long in all its clock did not go on while this one's did: a paused virtual machine."""
         self.about: dict[str, Any] = {}
         self._thread = threading.Thread(target=self._listen, name="agent-link", daemon=True)
 
@@ -94,13 +104,22 @@ class Link:
             self._write(data)
             return call.answer.result(patience_s)
         except TimeoutError:
-            raise EngineError(
-                f"the agent has not answered '{do}' within {patience_s:g} s",
-                remedy="see whether the engine's machine is paused or overloaded",
-            ) from None
+            raise self._unanswered(do, patience_s) from None
         finally:
             with self._state:
                 self._waiting.pop(number, None)
+
+    def _unanswered(self, do: str, patience_s: float) -> EngineError:
+        """The error to raise. Where a question that needs no time gets no answer, nothing else will."""
+        reason = f"the agent has not answered '{do}' within {patience_s:g} s"
+        remedy = "see whether the engine's machine is paused or overloaded"
+        if do != "now":
+            with contextlib.suppress(EngineError):
+                self.call("now", patience_s=_PING_S)
+                return EngineError(reason, remedy=remedy)
+        error = EngineError(reason if do != "now" else "the agent does not answer any more", remedy=remedy)
+        self._end(error)
+        return error
 
     def _write(self, data: bytes) -> None:
         with self._writing:
@@ -171,8 +190,20 @@ class Link:
 
     def _set_clock(self, asked_ns: int, there_ns: int) -> None:
         """Clocks drift, and a machine may sleep: the agent's instant lies between the question and its answer's arrival."""
-        if not self._one_clock:
-            self._ahead_ns = min(max(self._ahead_ns, there_ns - time.monotonic_ns()), there_ns - asked_ns)
+        if self._one_clock:
+            return
+        now = time.monotonic_ns()
+        least, most, before = there_ns - now, there_ns - asked_ns, self._ahead_ns
+        self._ahead_ns = min(max(before, least), most)
+        if self._floor is not None:
+            floor, since = self._floor
+            floor -= (now - since) // _DRIFT
+            if most < floor - _STANDSTILL_NS:
+                # It was ahead by more than it can be now: no slow answer does that, only a clock that stood.
+                self.stood_still_ns += before - self._ahead_ns
+            else:
+                least = max(least, floor)
+        self._floor = least, now
 
     def _end(self, error: EngineError) -> None:
         with self._state:

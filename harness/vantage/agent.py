@@ -8,6 +8,7 @@ an invocation's ``started_at`` is by this process's clock. Started once for a co
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import socket
@@ -231,6 +232,7 @@ class RemoteReach:
 
     def __init__(self, link: Link, seat: str, container: Container) -> None:
         self._link, self._seat, self._container = link, seat, container
+        self._stood_still_ns = 0
         self._call("reach")
 
     def _call(self, do: str, **given: Any) -> Any:
@@ -241,9 +243,20 @@ class RemoteReach:
 
     def mark(self) -> None:
         self._call("mark")
+        self._stood_still_ns = self._link.stood_still_ns
 
     def observe(self) -> Observation:
-        return wire.observation(self._call("observe"))
+        found = wire.observation(self._call("observe"))
+        return dataclasses.replace(found, notes=(*found.notes, *self._standstill()))
+
+    def _standstill(self) -> tuple[str, ...]:
+        """Durations are by the machine's own clock, which stands still with it; what a caller waits is by this process's."""
+        seconds = (self._link.stood_still_ns - self._stood_still_ns) / 1e9
+        if not seconds:
+            return ()
+        return (
+            f"the engine's machine stood still for {seconds:.1f} s meanwhile: client_ms holds that, duration_ms does not",
+        )
 
     def resident_bytes(self) -> int | None:
         found: int | None = self._call("resident_bytes")
@@ -261,6 +274,8 @@ class RemoteReach:
 
     def thaw(self) -> None:
         self._call("thaw")
+        # Of a standstill while the sandbox was frozen no figure knows but frozen_ms.
+        self._stood_still_ns = self._link.stood_still_ns
 
     def frozen(self) -> bool:
         """Whether every process stands still, by the kernel's word."""

@@ -157,9 +157,11 @@ def test_an_error_of_the_agent_is_raised_where_it_was_asked(
 
 
 def test_a_late_answer_is_ignored(link: Link, pipe: Pipe, threads: ThreadPoolExecutor) -> None:
-    with pytest.raises(EngineError, match=r"the agent has not answered 'freeze' within 0\.01 s"):
-        link.call("freeze", patience_s=0.01)
+    asked = threads.submit(link.call, "freeze", patience_s=0.01)
     late = pipe.call()
+    pipe.answer(pipe.call())  # of the question whether anybody is there at all
+    with pytest.raises(EngineError, match=r"the agent has not answered 'freeze' within 0\.01 s"):
+        asked.result(10)
     pipe.answer(late, "late")
     pipe.answer(late, "twice")
     pipe.say(Frame({"id": 987654, "now": 0, "found": "of nobody"}).pack())
@@ -171,6 +173,21 @@ def test_a_late_answer_is_ignored(link: Link, pipe: Pipe, threads: ThreadPoolExe
 
 
 # -- the end -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_agent_that_answers_nothing_any_more_is_over_for_every_call(
+    link: Link, pipe: Pipe, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PING_S", 0.01)
+    waiting = threads.submit(link.call, "request", patience_s=100)
+    pipe.call()
+    with pytest.raises(EngineError, match=r"the agent has not answered 'freeze' within 0\.01 s") as caught:
+        link.call("freeze", patience_s=0.01)
+    assert "paused" in caught.value.remedy
+    assert "does not answer any more" in str(waiting.exception(10))
+    assert link.over
+    with pytest.raises(EngineError, match="does not answer any more"):
+        link.call("thaw")
 
 
 def test_an_agent_that_dies_fails_every_call_with_what_it_said_last(
@@ -342,9 +359,9 @@ def test_an_instant_of_another_kernel_is_told_by_this_clock(
     link.close()
 
 
-@pytest.mark.parametrize("slept_ns", [3600 * 10**9, -3600 * 10**9])
+@pytest.mark.parametrize(("slept_ns", "stood_ns"), [(3600 * 10**9, 0), (-3600 * 10**9, 3600 * 10**9)])
 def test_a_clock_that_stood_still_while_the_other_went_on_is_noticed_by_the_next_answer(
-    pipe: Pipe, threads: ThreadPoolExecutor, slept_ns: int
+    pipe: Pipe, threads: ThreadPoolExecutor, slept_ns: int, stood_ns: int
 ) -> None:
     link = opened(pipe, theirs="another")
     pipe.ahead_ns += slept_ns
@@ -355,6 +372,7 @@ def test_a_clock_that_stood_still_while_the_other_went_on_is_noticed_by_the_next
     took = time.monotonic_ns() - before
     there = pipe.now_ns()
     assert abs(link.here_ns(there) - (there - pipe.ahead_ns)) <= took
+    assert abs(link.stood_still_ns - stood_ns) <= 10**9, "the agent's clock stood, or this one's"
     link.close()
 
 
@@ -368,6 +386,16 @@ def test_an_answer_that_took_long_says_nothing_of_the_clock(pipe: Pipe, threads:
     pipe.answer(call, now_ns=then + 1_000_000)
     answer.result(10)
     assert link.here_ns(0) == known
+    # One that was asked before the machine stood still, and answered after: the next one tells.
+    answer = threads.submit(link.call, "request")
+    call = pipe.call()
+    pipe.ahead_ns -= 60 * 10**9
+    pipe.answer(call)
+    answer.result(10)
+    answer = threads.submit(link.call, "observe")
+    pipe.answer(pipe.call())
+    answer.result(10)
+    assert abs(link.stood_still_ns - 60 * 10**9) <= 10**9
     link.close()
 
 
