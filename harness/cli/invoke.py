@@ -58,6 +58,7 @@ def invoke(
 
     plan = series.SeriesPlan(events=events, count=invocations, gap_s=gap)
     records: list[Invocation] = []
+    said: set[str] = set()
     with receiving.opened(receivers, found) as received, talk.Progress(quiet=as_json) as progress:
         progress(f"starting a sandbox for {found.name}")
         on_output = None if as_json else talk.FunctionOutput()
@@ -77,7 +78,7 @@ def invoke(
             for record in series.run(stand, plan):
                 records.append(record)
                 if not as_json:
-                    _show(record, progress, first=len(records) == 1)
+                    _show(record, progress, said)
                 memory_watch.warn(warn_at, len(records), record)
                 progress(f"invoking {found.name}, {min(len(records) + 1, invocations)} of {invocations}")
             host = stand.host
@@ -91,7 +92,7 @@ def invoke(
     raise typer.Exit(options.exit_code(records))
 
 
-def _show(record: Invocation, progress: talk.Progress, *, first: bool) -> None:
+def _show(record: Invocation, progress: talk.Progress, said: set[str]) -> None:
     progress.clear()
     if record.response_encoding == "json":
         talk.data(json.dumps(record.response, ensure_ascii=False))
@@ -101,8 +102,7 @@ def _show(record: Invocation, progress: talk.Progress, *, first: bool) -> None:
     if record.error_type:
         talk.note(talk.red(f"{record.outcome}: {record.error_type}: {record.error_message}"))
     talk.note(talk.dim(details(record)))
-    if first:
-        results.say_what_differs([record])
+    results.say_what_differs([record], said)
 
 
 def details(record: Invocation) -> str:

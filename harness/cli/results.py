@@ -54,9 +54,16 @@ def show(document: dict[str, Any], *, as_json: bool) -> None:
         )
 
 
-def say_what_differs(records: Sequence[Invocation]) -> None:
-    """On stderr, once: what was not measured or not enforced, and a host with fewer CPUs than Lambda shows."""
-    for note in dict.fromkeys(note for record in records for note in record.notes):
-        talk.note(f"note: {note}")
-    for memory_mb in sorted({record.memory_mb for record in records if record.cpu_capped}):
-        talk.note(f"note: this host has fewer CPUs than Lambda shows at {memory_mb} MB")
+def say_what_differs(records: Sequence[Invocation], said: set[str] | None = None) -> None:
+    """On stderr, once: what was not measured or not enforced, and a host with fewer CPUs than Lambda shows.
+
+    ``said``: what has been said before, where records come one by one; what is said now is added.
+    """
+    said = set() if said is None else said
+    notes = [note for record in records for note in record.notes]
+    capped = sorted({record.memory_mb for record in records if record.cpu_capped})
+    notes += [f"this host has fewer CPUs than Lambda shows at {memory_mb} MB" for memory_mb in capped]
+    for note in dict.fromkeys(notes):
+        if note not in said:
+            said.add(note)
+            talk.note(f"note: {note}")

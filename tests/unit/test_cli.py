@@ -18,7 +18,7 @@ from fakes import no_engine as no_engine  # noqa: PLC0414  # a fixture
 from test_invocation import record
 
 from harness import __main__ as entry
-from harness.cli import options, talk
+from harness.cli import options, results, talk
 from harness.cli.invoke import details
 from harness.errors import Interrupted, UsageError
 from harness.invocation import Outcome
@@ -283,6 +283,17 @@ def test_a_quiet_progress_starts_no_thread() -> None:
 
 def test_a_table_has_aligned_columns() -> None:
     assert talk.table([["a", "long"], ["bcd", "x"]], header=["h", "i"]) == "h    i\na    long\nbcd  x"
+
+
+def test_a_note_is_said_where_it_comes_up_and_once(capsys: pytest.CaptureFixture[str]) -> None:
+    said: set[str] = set()
+    for notes in (("/tmp is not limited",), ("/tmp is not limited", "the machine stood still"), ()):
+        results.say_what_differs([record(notes=notes, cpu_capped=True, memory_mb=10240)], said)
+    assert capsys.readouterr().err.splitlines() == [
+        "note: /tmp is not limited",
+        "note: this host has fewer CPUs than Lambda shows at 10240 MB",
+        "note: the machine stood still",
+    ]
 
 
 def test_the_line_below_a_report_says_what_lambda_does_not() -> None:
