@@ -44,10 +44,10 @@ class Stream(Protocol):
 
 
 class Link:
-    """One agent. Safe to use from threads."""
+    """One agent. Safe to use from threads. ``on_silence`` is called once it answers nothing any more."""
 
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
+    def __init__(self, stream: Stream, *, on_silence: Callable[[], None] = lambda: None) -> None:
+        self._stream, self._on_silence = stream, on_silence
         self._writing = threading.Lock()
         self._state = threading.Lock()
         self._numbers = itertools.count()
@@ -119,6 +119,7 @@ class Link:
                 return EngineError(reason, remedy=remedy)
         error = EngineError(reason if do != "now" else "the agent does not answer any more", remedy=remedy)
         self._end(error)
+        self._on_silence()
         return error
 
     def _write(self, data: bytes) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import docker
 import docker.errors
 import psutil
+import requests
 import requests.exceptions
 
 from harness import kernel
@@ -28,6 +29,8 @@ from harness.errors import EngineError
 
 _CONFLICT = 409
 """HTTP's conflict: "removal of container ... is already in progress", "volume is in use"."""
+_PATIENCE_S, _SILENT_S = 120, 10
+"""How long the engine may take to answer, and one that did not answer before; a loaded one takes seconds for most."""
 PODMAN = "Podman"
 LABEL = "lambda-harness"
 LABEL_OWNER = f"{LABEL}.owner"
@@ -118,6 +121,7 @@ class Engine:
     """  # noqa: D205
 
     def __init__(self) -> None:
+        self._silent = False
         self._local = threading.local()
         self._closings: list[weakref.finalize[Any, threading.Thread]] = []
         self._negotiated = "auto"
@@ -129,7 +133,8 @@ class Engine:
             try:
                 # The version is negotiated, once: engines from 20.10 on speak different ones, and Podman (4.3) takes up to a
                 # second to tell its own, as it asks the package manager where its runtime comes from.
-                client = docker.from_env(version=self._negotiated, timeout=120)
+                client = docker.from_env(version=self._negotiated, timeout=_PATIENCE_S)
+                self._mind(client.api)
                 self._negotiated = str(client.api.api_version)
             except ENGINE_FAILURES as error:
                 raise self._unreachable(error) from error
@@ -138,6 +143,29 @@ class Engine:
             closing = weakref.finalize(threading.current_thread(), client.close)
             self._closings = [each for each in self._closings if each.alive] + [closing]
         return client
+
+    def presume_silent(self) -> None:
+        """Something else on the engine's machine does not answer: until the engine does, no question waits for long.
+
+        What is left to be asked then is to give things back, one after the other, and each would wait as long as the first.
+        """
+        self._silent = True
+
+    def _mind(self, session: requests.Session) -> None:
+        send = session.send
+
+        def minded(request: Any, **settings: Any) -> Any:
+            if self._silent:
+                settings["timeout"] = _SILENT_S
+            try:
+                answer = send(request, **settings)
+            except requests.exceptions.Timeout:
+                self.presume_silent()
+                raise
+            self._silent = False
+            return answer
+
+        session.send = minded  # type: ignore[method-assign]
 
     @staticmethod
     def _unreachable(error: Exception) -> EngineError:

@@ -107,7 +107,7 @@ class AgentVantage:
             container = undo.enter_context(
                 AgentContainer(self._engine, self._volumes, image_id=image_id, code=code, module="harness.agent.inside")
             )
-            link = Link(container)
+            link = Link(container, on_silence=self._engine.presume_silent)
             undo.callback(link.close)
             link.open(boot_id=kernel.boot_id(), patience_s=_HELLO_S)
             self._undo.push(undo.pop_all())

@@ -2,15 +2,17 @@
 # Runs tests in the virtual machine, or against its engine from outside, and ends the machine if it was started for that.
 #   test.sh inside  [--vantage host|agent|api] [MACHINE...] [PYTEST ARGUMENT...]
 #   test.sh outside --vantage agent|api [MACHINE...] [PYTEST ARGUMENT...]
+#   test.sh beside  [MACHINE...] [PYTEST ARGUMENT...]
 # MACHINE: --kernel new|old, --driver systemd|cgroupfs, --engine docker|podman|docker-rootless|podman-rootless.
 # inside: vantage host on cgroup version 2. outside: the shape of Docker Desktop, an engine on another kernel behind a port.
-# Without arguments for pytest: all of tests/engine.
+# beside: this machine's engine, and that of the other one as well: a sweep over two hosts.
+# Without arguments for pytest: all of tests/engine; beside: what is of two engines.
 set -eu
 # shellcheck source-path=SCRIPTDIR source=settings.sh
 . "$(dirname "$0")/settings.sh"
 
 where=${1:-}
-case $where in inside | outside) shift ;; *) fail "test.sh inside|outside, not '$where'" "the head of $0 tells more" ;; esac
+case $where in inside | outside | beside) shift ;; *) fail "test.sh inside|outside|beside, not '$where'" "the head of $0 tells more" ;; esac
 kernel=new
 driver=systemd
 engine=docker
@@ -29,10 +31,15 @@ while [ $# -gt 0 ]; do
 done
 case $where,$vantage in
     inside, | inside,host | inside,agent | inside,api | outside,agent | outside,api) ;;
+    beside,) ;;
     outside,) fail "outside needs --vantage agent or --vantage api" ;;
     *) fail "vantage '$vantage' is not possible $where" ;;
 esac
-[ $# -gt 0 ] || set -- tests/engine
+if [ $# -eq 0 ]; then
+    tests=tests/engine
+    [ "$where" != beside ] || tests=tests/engine/test_fanout_cluster.py
+    set -- "$tests"
+fi
 
 started=""
 running_tests=""
@@ -64,11 +71,15 @@ export LAMBDA_HARNESS_TEST_PATIENCE="$patience"
 say "tests $where${vantage:+, vantage $vantage}, $kernel kernel, $driver driver, $engine: $*"
 set -- -m pytest -p no:cacheprovider -o "timeout=$((300 * patience))" "$@"
 # A shell has what it starts in the background ignore Ctrl-C.
-if [ "$where" = inside ]; then
-    env --default-signal=INT "$vm_dir/inside.sh" python "$@" &
-else
-    DOCKER_HOST=tcp://127.0.0.1:$engine_port env --default-signal=INT "$python" "$@" &
-fi
+address=tcp://127.0.0.1:$engine_port
+case $where in
+    inside) env --default-signal=INT "$vm_dir/inside.sh" python "$@" & ;;
+    outside)
+        export LAMBDA_HARNESS_TEST_MONITOR="$state/monitor"
+        DOCKER_HOST=$address env --default-signal=INT "$python" "$@" &
+        ;;
+    beside) LAMBDA_HARNESS_TEST_OTHER_ENGINE=$address env --default-signal=INT "$python" "$@" & ;;
+esac
 running_tests=$!
 status=0
 wait $running_tests || status=$?

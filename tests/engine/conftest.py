@@ -150,14 +150,19 @@ class Lab:
         )
 
     def cli(
-        self, *arguments: object, expect: int = 0, stdin: str = "", env: Mapping[str, str] | None = None
+        self,
+        *arguments: object,
+        expect: int = 0,
+        stdin: str = "",
+        env: Mapping[str, str] | None = None,
+        timeout_s: float = 120 * PATIENCE,
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [sys.executable, "-m", "harness", *map(str, arguments)],
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=120 * PATIENCE,
+            timeout=timeout_s,
             check=False,
             cwd=ROOT,
             env={**os.environ, "NO_COLOR": "1", **(env or {})},

@@ -1,8 +1,8 @@
 """Sweeps over a real Dask cluster: a scheduler and two workers on this machine, real containers on both.
 
 Both workers stand on the same engine, so to the harness they are one host: their facts and fingerprint are the same, which
-it says, and it compares no hosts. What two hosts that differ look like is told in tests/unit/test_fanout_hosts.py. The
-workers are pinned to different CPUs, where there are two, and so are their sandboxes.
+it says, and it compares no hosts. The workers are pinned to different CPUs, where there are two, and so are their sandboxes.
+Two engines, and hosts that differ: scripts/vm/test.sh beside. What becomes of their figures: tests/unit/test_fanout_hosts.py.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ import time
 
 def handler(event, context):
     time.sleep(event.get("sleep_s", 0))
+    begun = time.process_time()
+    while time.process_time() - begun < event.get("burn_s", 0):
+        pass
     return event
 """
 SLOT = ("--resources", "lambda-harness=1")
@@ -176,6 +179,41 @@ def test_two_workers_measure_every_size_and_the_run_is_one_of_the_history(
         by_cpu = Counter((each["cpuset"], each["memory_mb"]) for each in records)
         assert by_cpu == {(str(cpu), size): 6 for cpu in cpus[:2] for size in (128, 512)}, "every size on each"
     assert lab.document("runs", "show", "latest", env=store) == found
+    for pid in dask.pids().values():
+        assert lab.containers(pid) == set()
+
+
+def test_hosts_that_differ_measure_every_size_and_are_told_apart(
+    lab: Lab, dask: DaskProcesses, function: Path, store: dict[str, str]
+) -> None:
+    other = os.environ.get("LAMBDA_HARNESS_TEST_OTHER_ENGINE")
+    if not other:
+        pytest.skip("needs a second engine, on another machine: scripts/vm/test.sh beside")
+    dask.worker(*SLOT)
+    dask.worker(*SLOT, env={"DOCKER_HOST": other})
+    event = '{"burn_s": 0.05}'
+    asked = ("sweep", function, "-m", "1024,1769", "-n", 8, "-e", event, "--scheduler", dask.address)
+    done = lab.cli(*asked, "--json", env=store, timeout_s=1200)
+    found = json.loads(done.stdout)
+    records = found["invocations"]
+    assert {each["outcome"] for each in records} == {"success"}
+    workers = {each["host_id"]: each for each in found["host"]["workers"]}
+    assert len(workers) == 2
+    assert len({each["kernel"] for each in workers.values()}) == 2
+    assert Counter((each["host_id"], each["memory_mb"], each["cold"]) for each in records) == {
+        (host, size, cold): count
+        for host in workers
+        for size in (1024, 1769)
+        for cold, count in ((True, 2), (False, 4))
+    }, "every size on each"
+    vantages = {host: {each["vantage"] for each in records if each["host_id"] == host} for host in workers}
+    assert sorted(vantages.values(), key=str) == [{"agent"}, {"host"}]
+    # Both grant the same CPU, and the same CPU time is asked for: what is left of a difference is the hosts' own.
+    assert {each["cpu_quota_us"] for each in records} == {11577, 20000}
+    compared = found["findings"]["hosts"]
+    assert compared["reference_host_id"] in workers
+    assert [each["host_id"] for each in compared["ratios"]] == sorted(set(workers) - {compared["reference_host_id"]})
+    lab.cli("clean", env={"DOCKER_HOST": other})
     for pid in dask.pids().values():
         assert lab.containers(pid) == set()
 

@@ -35,6 +35,7 @@ class Pipe:
         self.calls: queue.SimpleQueue[Frame] = queue.SimpleQueue()
         self.words = ""
         self.closed = False
+        self.silent = False
         self.trouble: BaseException | None = None
         self.ahead_ns = 0
         self._said: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
@@ -60,6 +61,9 @@ class Pipe:
 
     def last_words(self) -> str:
         return self.words
+
+    def on_silence(self) -> None:
+        self.silent = True
 
     # -- the agent ------------------------------------------------------------------------------------------------------
 
@@ -97,7 +101,7 @@ def link(pipe: Pipe) -> Iterator[Link]:
 
 def opened(pipe: Pipe, *, boot_id: str | None = BOOT, theirs: str | None = BOOT) -> Link:
     """A link whose agent has answered the hello, and as many questions for the time as were asked."""
-    found = Link(pipe)
+    found = Link(pipe, on_silence=pipe.on_silence)
     opening: Future[None]
     with ThreadPoolExecutor(1) as threads:
         opening = threads.submit(found.open, boot_id=boot_id, patience_s=10)
@@ -186,6 +190,7 @@ def test_an_agent_that_answers_nothing_any_more_is_over_for_every_call(
     assert "paused" in caught.value.remedy
     assert "does not answer any more" in str(waiting.exception(10))
     assert link.over
+    assert pipe.silent
     with pytest.raises(EngineError, match="does not answer any more"):
         link.call("thaw")
 

@@ -52,6 +52,46 @@ def test_an_owner_on_another_machine_lives_for_all_we_know() -> None:
     assert not owner_is_gone(f"1:1.00:{boot}:{'0' * 12}")
 
 
+def test_an_engine_that_was_silent_once_is_not_waited_for_again_until_it_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers: list[Exception | None] = [
+        None,
+        requests.exceptions.ReadTimeout(),
+        requests.exceptions.ReadTimeout(),
+        None,
+        None,
+    ]
+    waited: list[float] = []
+
+    def send(_: object, *, timeout: float) -> str:
+        waited.append(timeout)
+        answer = answers.pop(0)
+        if answer is not None:
+            raise answer
+        return "answer"
+
+    engine, session = Engine(), requests.Session()
+    monkeypatch.setattr(session, "send", send)
+    engine._mind(session)
+
+    def ask() -> None:
+        with engine.asked("do something"):
+            session.send(requests.PreparedRequest(), timeout=120)
+
+    ask()
+    for _ in range(2):
+        with pytest.raises(EngineError, match="went away while asked to do something"):
+            ask()
+    ask()
+    ask()
+    assert waited == [120, 120, 10, 10, 120]
+    engine.presume_silent()
+    answers.append(None)
+    ask()
+    assert waited[-1] == 10
+
+
 def test_labels_name_the_owner_and_the_sandbox() -> None:
     found = owner_labels("abc")
     assert found[client.LABEL_OWNER] == owner()
@@ -355,7 +395,7 @@ def test_the_files_before_the_rie_are_made_once(tmp_path: Path, monkeypatch: pyt
 class _Client:
     def __init__(self) -> None:
         self.closed = 0
-        self.api = SimpleNamespace(api_version="1.41")
+        self.api = SimpleNamespace(api_version="1.41", send=None)
 
     def close(self) -> None:
         self.closed += 1
