@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from conftest import scaled
 
 from harness import lifecycle
 from harness.context import RequestContext, Trace
@@ -61,7 +62,9 @@ class Heard(Observer):
 def stand(request: pytest.FixtureRequest, tmp_path: Any) -> Any:
     python = request.param.startswith("python")
     (tmp_path / ("app.py" if python else "app.js")).write_text(PYTHON if python else NODE)
-    function = load(str(tmp_path), Overrides(runtime=request.param, handler="app.handler", memory_mb=512, timeout_s=2))
+    function = load(
+        str(tmp_path), Overrides(runtime=request.param, handler="app.handler", memory_mb=512, timeout_s=scaled(2))
+    )
     with Stand(function, pull=False) as found:
         yield found
 
@@ -69,7 +72,9 @@ def stand(request: pytest.FixtureRequest, tmp_path: Any) -> Any:
 @pytest.fixture
 def python_stand(tmp_path: Any) -> Any:
     (tmp_path / "app.py").write_text(PYTHON)
-    function = load(str(tmp_path), Overrides(runtime="python3.13", handler="app.handler", memory_mb=512, timeout_s=2))
+    function = load(
+        str(tmp_path), Overrides(runtime="python3.13", handler="app.handler", memory_mb=512, timeout_s=scaled(2))
+    )
     heard = Heard()
     with Stand(function, pull=False, observer=heard) as found:
         yield found, heard

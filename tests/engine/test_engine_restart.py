@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 from botocore.exceptions import ClientError
-from conftest import WAIT_S, until
+from conftest import WAIT_S, scaled, until
 from test_service import READY, ROLE, Service, zipped
 
 from harness.engine.client import Engine
@@ -158,7 +158,7 @@ def test_requests_fail_while_the_engine_is_away_and_work_after(with_python: Daem
             Handler="app.handler",
             Role=ROLE,
             Code={"ZipFile": zipped(source)},
-            Timeout=20,
+            Timeout=scaled(20),
         )
         aws.get_waiter("function_active_v2").wait(FunctionName="f")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import scaled
 
 from harness.errors import InitFailed
 from harness.function import load
@@ -44,7 +45,7 @@ exports.handler = (event, context, callback) => {
 
 def stand_of(folder: Path, code: str, *, runtime: str = "nodejs22.x", file: str = "app.js") -> Stand:
     (folder / file).write_text(code)
-    function = load(str(folder), Overrides(runtime=runtime, handler="app.handler", memory_mb=512, timeout_s=5))
+    function = load(str(folder), Overrides(runtime=runtime, handler="app.handler", memory_mb=512, timeout_s=scaled(5)))
     return Stand(function, pull=False)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import invoke
+from conftest import invoke, scaled
 
 from harness.errors import EngineError, HarnessError
 from harness.invocation import Outcome, PhaseInit
@@ -49,7 +49,7 @@ PROBE = """
 
 @pytest.fixture(scope="module")
 def sandbox(lab: Lab, module_vantage: str) -> Iterator[Sandbox]:
-    with lab.sandbox(PROBE, vantage=module_vantage, memory_mb=1024, timeout_s=3) as found:
+    with lab.sandbox(PROBE, vantage=module_vantage, memory_mb=1024, timeout_s=scaled(3)) as found:
         yield found
 
 
@@ -69,7 +69,9 @@ def test_a_success_and_its_record(sandbox: Sandbox, module_vantage: str) -> None
     assert second.report.startswith(f"REPORT RequestId: {second.request_id}\tDuration: ")
     assert second.error_type is None
     if module_vantage != "api":
-        assert 0 < second.response["left_ms"] <= 3000, "the deadline is the function's own, init not counted"
+        assert 0 < second.response["left_ms"] <= scaled(3) * 1000, (
+            "the deadline is the function's own, init not counted"
+        )
 
 
 def test_an_exception_is_the_function_s_error_and_the_runtime_stays(sandbox: Sandbox) -> None:
@@ -99,15 +101,16 @@ def test_a_runtime_that_exits_is_replaced_in_a_suppressed_init(sandbox: Sandbox,
 
 
 def test_a_timeout_ends_the_runtime_at_the_function_s_limit(lab: Lab, vantage: str) -> None:
-    with lab.sandbox(PROBE, vantage=vantage, timeout_s=1) as sandbox:
+    limit = f"{scaled(1)}.00 seconds"
+    with lab.sandbox(PROBE, vantage=vantage, timeout_s=scaled(1)) as sandbox:
         slept = invoke(sandbox, op="sleep")
         assert slept.outcome is Outcome.TIMEOUT
         assert slept.error_type == "Sandbox.Timedout"
-        assert slept.error_message == f"RequestId: {slept.request_id} Error: Task timed out after 1.00 seconds"
-        assert "Task timed out after 1.00 seconds" in slept.log_tail
+        assert slept.error_message == f"RequestId: {slept.request_id} Error: Task timed out after {limit}"
+        assert f"Task timed out after {limit}" in slept.log_tail
         assert slept.report.endswith("Status: timeout\t")
         assert slept.duration_ms is not None
-        assert slept.duration_ms >= 1000
+        assert slept.duration_ms >= scaled(1) * 1000
         after = invoke(sandbox)
         assert after.outcome is Outcome.SUCCESS
         assert after.phase_init is PhaseInit.SUPPRESSED
@@ -175,7 +178,7 @@ def test_an_init_over_ten_seconds_is_ended_and_tried_again_inside_the_invocation
         def handler(event, context):
             return "here"
     """
-    with lab.sandbox(source, vantage=host, timeout_s=9) as sandbox:
+    with lab.sandbox(source, vantage=host, timeout_s=scaled(9)) as sandbox:
         found = invoke(sandbox)
         assert (found.outcome, found.response) == (Outcome.SUCCESS, "here")
         assert found.phase_init is PhaseInit.SUPPRESSED
@@ -193,10 +196,12 @@ def test_an_init_that_never_ends_times_out_under_the_function_s_timeout(lab: Lab
         time.sleep(60)
         def handler(event, context): pass
     """
-    with lab.sandbox(source, vantage=vantage, timeout_s=1) as sandbox:
+    with lab.sandbox(source, vantage=vantage, timeout_s=scaled(1)) as sandbox:
         found = invoke(sandbox)
         assert found.outcome is Outcome.INIT_TIMEOUT
-        assert found.error_message == f"RequestId: {found.request_id} Error: Task timed out after 1.00 seconds"
+        assert (
+            found.error_message == f"RequestId: {found.request_id} Error: Task timed out after {scaled(1)}.00 seconds"
+        )
 
 
 def test_a_response_that_is_no_json_is_kept_as_it_is(lab: Lab, vantage: str) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import PATIENCE, ROOT, checked
+from conftest import PATIENCE, ROOT, checked, patient
 
 from harness.engine import parts
 from harness.engine.client import EngineFacts
@@ -55,7 +55,7 @@ class Somebody:
 
     def run(self, *arguments: object, expect: int = 0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [self.python, "-m", "harness", *map(str, arguments)],
+            [self.python, "-m", "harness", *patient(arguments)],
             capture_output=True,
             text=True,
             timeout=120 * PATIENCE,
