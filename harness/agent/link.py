@@ -112,12 +112,14 @@ class Link:
     def _unanswered(self, do: str, patience_s: float) -> EngineError:
         """The error to raise. Where a question that needs no time gets no answer, nothing else will."""
         reason = f"the agent has not answered '{do}' within {patience_s:g} s"
-        remedy = "see whether the engine's machine is paused or overloaded"
+        remedy = "see that the engine's machine runs, and is not overloaded, and run the command again"
         if do != "now":
             with contextlib.suppress(EngineError):
                 self.call("now", patience_s=_PING_S)
                 return EngineError(reason, remedy=remedy)
-        error = EngineError(reason if do != "now" else "the agent does not answer any more", remedy=remedy)
+        if do == "now":
+            reason = "the agent does not answer any more"
+        error = EngineError(f"{reason}, as if the engine's machine were paused or overloaded", remedy=remedy)
         self._end(error)
         self._on_silence()
         return error

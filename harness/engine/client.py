@@ -41,6 +41,8 @@ START_ENGINE = (
     "DOCKER_HOST at an engine; 'lambda-harness doctor' tells what was found"
 )
 
+SILENT_ENGINE = "the engine does not answer, as if its machine were paused or overloaded"
+
 ENGINE_FAILURES: tuple[type[Exception], ...] = (
     docker.errors.DockerException,
     requests.exceptions.RequestException,
@@ -180,6 +182,8 @@ class Engine:
             yield
         except docker.errors.APIError as error:
             raise EngineError(f"the engine refused to {what}: {error.explanation or error}") from error
+        except requests.exceptions.Timeout as error:
+            raise EngineError(f"{SILENT_ENGINE}: it was asked to {what}", remedy=START_ENGINE) from error
         except ENGINE_FAILURES as error:
             raise EngineError(
                 f"the engine went away while asked to {what}: {str(error)[:200]}", remedy=START_ENGINE

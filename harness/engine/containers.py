@@ -19,7 +19,7 @@ import docker.errors
 import requests.exceptions
 from docker.types import LogConfig, Mount, Ulimit
 
-from harness.engine.client import ENGINE_FAILURES, Engine
+from harness.engine.client import ENGINE_FAILURES, SILENT_ENGINE, Engine
 from harness.errors import EngineError, SandboxGone
 
 RIE_PORT = 8080
@@ -227,6 +227,8 @@ class Container:
             state = self._last_state()
         except docker.errors.NotFound:
             return SandboxGone(f"container {self.spec.name} was removed by someone else")
+        except requests.exceptions.Timeout:
+            return SandboxGone(f"{SILENT_ENGINE}: {self.spec.name} was running")
         except ENGINE_FAILURES as error:
             return SandboxGone(f"the engine went away while {self.spec.name} was running: {str(error)[:160]}")
         if state["Running"]:

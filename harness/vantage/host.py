@@ -44,7 +44,7 @@ class HostVantage:
         if not is_this_machine(facts.kernel, facts.memory_bytes):
             return "the engine runs on another machine: its kernel is of the same release, but has other memory"
         if facts.rootless:
-            return "the engine is rootless: its cgroups belong to another namespace"
+            return "the engine is rootless: its network and its users are in namespaces of their own"
         if os.geteuid() != 0:
             return "this process is not root, so it may not write the containers' cgroups"
         return None

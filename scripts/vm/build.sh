@@ -252,6 +252,7 @@ done
 rm -rf "${root:?}"/boot/* "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/*
 loud mkfs.ext4 -q -F -L lambda-harness -E lazy_itable_init=0,lazy_journal_init=0 -d "$root" "$made/disk" "$disk_size"
 rm -rf "$root" "$made/extract" "$made/customize" "$made/requirements.txt" "$made/constraints.txt" "$log" "$made/dockerd.log" "$made/docker.pid"
+echo "$images" | cut -d ' ' -f 1 > "$made/images"
 date -u +%Y-%m-%dT%H:%M:%SZ > "$made/complete"
 chmod 755 "$made"
 mv -T "$made" "$target"

@@ -89,11 +89,15 @@ while [ $(($(date +%s) - began)) -lt "$boot_wait_s" ]; do
         tail -n 5 "$state/console" "$state/qemu.log" >&2 || true
         fail "the virtual machine ended while it booted; the end of its console is above"
     fi
-    if found=$("$python" - "tcp://127.0.0.1:$engine_port" 2> /dev/null << 'PYTHON'
+    # An engine with a store of its own may answer while it still loads the images.
+    # shellcheck disable=SC2046  # several images
+    if found=$("$python" - "tcp://127.0.0.1:$engine_port" $(cat "$disk/images") 2> /dev/null << 'PYTHON'
 import sys
 import docker
 client = docker.DockerClient(base_url=sys.argv[1], timeout=20)
 info = client.info()
+for image in sys.argv[2:]:
+    client.images.get(image)
 print(info["ServerVersion"], "on", info["KernelVersion"] + ", cgroup v" + info["CgroupVersion"] + ",", info["CgroupDriver"], "driver")
 PYTHON
     ); then

@@ -187,7 +187,7 @@ def test_an_agent_that_answers_nothing_any_more_is_over_for_every_call(
     pipe.call()
     with pytest.raises(EngineError, match=r"the agent has not answered 'freeze' within 0\.01 s") as caught:
         link.call("freeze", patience_s=0.01)
-    assert "paused" in caught.value.remedy
+    assert "paused" in str(caught.value)
     assert "does not answer any more" in str(waiting.exception(10))
     assert link.over
     assert pipe.silent

@@ -9,7 +9,7 @@ import pytest
 from harness.checkup import Check, Situation, standing
 
 NOT_ROOT = "this process is not root, so it may not write the containers' cgroups"
-ROOTLESS = "the engine is rootless: its cgroups belong to another namespace"
+ROOTLESS = "the engine is rootless: its network and its users are in namespaces of their own"
 ELSEWHERE = "the engine runs on another kernel (6.12.0-cloud) than this process"
 NO_IMAGE = "vantage agent is not possible: the engine has no image with Python 3.11 or newer to start the agent in"
 ALL = {"memory": True, "swap": True, "CPU time": True, "CPUs": True}
