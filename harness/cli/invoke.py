@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli import memory_watch, options, receiving, results, talk
+from harness.cli import options, receiving, results, talk
+from harness.cli.warn_at import WarnAt, warn
 
 if TYPE_CHECKING:
     from harness.invocation import Invocation
@@ -20,7 +21,7 @@ def invoke(
     invocations: Annotated[int, typer.Option("-n", "--invocations", min=1, help="How many, one after the other.")] = 1,
     gap: options.Gap = 0.0,
     no_freeze: options.NoFreeze = False,
-    warn_at: memory_watch.WarnAt = None,
+    warn_at: WarnAt = None,
     receivers: receiving.Option = None,
     runtime: options.Runtime = None,
     handler: options.Handler = None,
@@ -79,7 +80,7 @@ def invoke(
                 records.append(record)
                 if not as_json:
                     _show(record, progress, said)
-                memory_watch.warn(warn_at, len(records), record)
+                warn(warn_at, len(records), record)
                 progress(f"invoking {found.name}, {min(len(records) + 1, invocations)} of {invocations}")
             host = stand.host
         findings = receiving.findings(received)

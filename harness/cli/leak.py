@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli import memory_watch, options, receiving, results, talk
+from harness.cli import options, receiving, results, talk
+from harness.cli.warn_at import WarnAt, warn
 
 if TYPE_CHECKING:
     from harness.analysis.leak import Explanation
@@ -37,7 +38,7 @@ def leak(
     ] = True,
     event: options.Events = None,
     memory: options.Memory = None,
-    warn_at: memory_watch.WarnAt = None,
+    warn_at: WarnAt = None,
     receivers: receiving.Option = None,
     gap: options.Gap = 0.0,
     no_freeze: options.NoFreeze = False,
@@ -152,7 +153,7 @@ def _measure(
                 run.add(record)
                 records.append(record)
                 if record.variant is None:
-                    memory_watch.warn(warn_at, len(records), record)
+                    warn(warn_at, len(records), record)
                 progress(f"leak: {len(records)} invocations, {record.variant or f'of {plan.count}'}", keep_clock=True)
         except BaseException as error:
             talk.Progress.clear()

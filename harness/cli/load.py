@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli import memory_watch, options, receiving, results, talk
+from harness.cli import options, receiving, results, talk
+from harness.cli.warn_at import WarnAt, warn
 
 if TYPE_CHECKING:
     from harness.experiments.load import Load, LoadPlan
@@ -46,7 +47,7 @@ def load(
     memory: options.Memory = None,
     no_freeze: options.NoFreeze = False,
     seed: Annotated[int | None, typer.Option("--seed", help="Of --poisson; recorded in any case.")] = None,
-    warn_at: memory_watch.WarnAt = None,
+    warn_at: WarnAt = None,
     receivers: receiving.Option = None,
     store: Annotated[Path | None, typer.Option("--store", help="The history's file.")] = None,
     runtime: options.Runtime = None,
@@ -147,7 +148,7 @@ def _measure(
                     begun = time.monotonic()
                 run.add(record)
                 records.append(record)
-                memory_watch.warn(warn_at, len(records), record)
+                warn(warn_at, len(records), record)
                 progress(_left(len(records), plan, begun), keep_clock=True)
         except BaseException as error:
             measured.close()

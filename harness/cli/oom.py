@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli import memory_watch, options, receiving, results, talk
+from harness.cli import options, receiving, results, talk
+from harness.cli.warn_at import WarnAt, warn
 
 if TYPE_CHECKING:
     from harness.experiments.oom import Oom, OomPlan
@@ -29,7 +30,7 @@ def oom(
         int | None, typer.Option("-n", "--invocations", min=1, help="In each try's sandbox (default: one an event).")
     ] = None,
     event: options.Events = None,
-    warn_at: memory_watch.WarnAt = None,
+    warn_at: WarnAt = None,
     receivers: receiving.Option = None,
     store: Annotated[Path | None, typer.Option("--store", help="The history's file.")] = None,
     runtime: options.Runtime = None,
@@ -126,7 +127,7 @@ def _measure(
             for record in measured:
                 run.add(record)
                 count += 1
-                memory_watch.warn(warn_at, count, record)
+                warn(warn_at, count, record)
                 progress(_next(searching), keep_clock=True)
         except BaseException as error:
             talk.Progress.clear()

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli import memory_watch, options, receiving, results, talk
+from harness.cli import options, receiving, results, talk
+from harness.cli.warn_at import WarnAt, warn
 
 if TYPE_CHECKING:
     from harness.analysis.sweep import Reading
@@ -86,7 +87,7 @@ def sweep(
     report: results.Report = None,
     force: results.Force = False,
     output: Annotated[str, typer.Option("--format", help="Of stdout: text, json or power-tuning.")] = "text",
-    warn_at: memory_watch.WarnAt = None,
+    warn_at: WarnAt = None,
     receivers: receiving.Option = None,
     store: Annotated[Path | None, typer.Option("--store", help="The history's file.")] = None,
     runtime: options.Runtime = None,
@@ -407,7 +408,7 @@ def _measure(
         def keep(record: Invocation) -> None:
             run.add(record)
             records.append(record)
-            memory_watch.warn(warn_at, len(records), record)
+            warn(warn_at, len(records), record)
             _note_failure(record, failed)
 
         # Sandboxes go before the stand that they stand on, also when this is left by an error.

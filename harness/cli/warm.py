@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli import memory_watch, options, receiving, results, talk
+from harness.cli import options, receiving, results, talk
+from harness.cli.warn_at import WarnAt, warn
 
 if TYPE_CHECKING:
     from harness.invocation import Invocation
@@ -19,7 +20,7 @@ def warm(
     invocations: Annotated[int, typer.Option("-n", "--invocations", min=2, help="How many, in one sandbox.")] = 3,
     gap: options.Gap = 0.0,
     no_freeze: options.NoFreeze = False,
-    warn_at: memory_watch.WarnAt = None,
+    warn_at: WarnAt = None,
     receivers: receiving.Option = None,
     runtime: options.Runtime = None,
     handler: options.Handler = None,
@@ -78,7 +79,7 @@ def warm(
                 progress.clear()
                 if not as_json:
                     talk.note(record.report)
-                memory_watch.warn(warn_at, len(records), record)
+                warn(warn_at, len(records), record)
                 progress(f"invoking {found.name}, {min(len(records) + 1, invocations)} of {invocations}")
             host = stand.host
         findings = analysis.findings(records) | receiving.findings(received)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from test_invocation import record
 
-from harness.cli.memory_watch import warn, warning
+from harness.cli.warn_at import warn, warning
 from harness.invocation import Outcome
 
 MIB = 1024 * 1024
