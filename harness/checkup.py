@@ -205,7 +205,10 @@ def situation(engine: Engine, facts: EngineFacts, vantage: Vantage) -> Situation
         cgroup_driver=facts.cgroup_driver,
         uid=uid,
         delegated=_delegated(uid),
-        can_limit={name: bool(info[key]) for name, key in names.items() if key in info},
+        # A rootless Podman (5.4) tells of the cgroup that its service is in, not of those that its containers get.
+        can_limit={}
+        if facts.podman and facts.rootless
+        else {name: bool(info[key]) for name, key in names.items() if key in info},
         swap_bytes=psutil.swap_memory().total if here else None,
     )
 

@@ -211,12 +211,11 @@ def tmp_is_own_filesystem(pid: int, root: str = "/proc") -> bool | None:
     mountinfo = _read(f"{root}/{pid}/mountinfo")
     if mountinfo is None:
         return None
-    own = False
-    for line in mountinfo.splitlines():
-        fields = line.split(b" ", 5)
-        if fields[4] == b"/tmp":  # the last mount at one place hides those before
-            own = fields[3] == b"/"
-    return own
+    there = [fields for line in mountinfo.splitlines() if (fields := line.split(b" ", 5))[4] == b"/tmp"]
+    # Of several at one place that one is seen which no other is mounted on. Their order says nothing: the kernel lists them by
+    # their ids since 6.8, and Podman mounts a volume over a tmpfs of its own, with the lower id.
+    below = {fields[1] for fields in there}
+    return any(fields[3] == b"/" for fields in there if fields[0] not in below)
 
 
 def _read(path: str) -> bytes | None:

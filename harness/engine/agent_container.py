@@ -16,6 +16,7 @@ from typing import Any
 import docker.errors
 from docker.types import LogConfig
 
+from harness.engine import podman
 from harness.engine.client import ENGINE_FAILURES, Engine, owner_labels
 from harness.engine.containers import close_stream
 from harness.engine.volumes import Volumes
@@ -38,6 +39,13 @@ _PYTHON = (
     f'then cd {_CODE_AT} && exec "$each" -B -E -s "$@"; fi; done; '
     "echo 'no Python of 3.11 or newer in this image' >&2; exit 127"
 )
+_ENTRYPOINT = ("/bin/sh", "-c", _PYTHON, "agent")
+_ENVIRONMENT = {"PYTHONDONTWRITEBYTECODE": "1"}
+_USER = "0:0"
+
+
+def _name() -> str:
+    return f"lambda-harness-agent-{secrets.token_hex(6)}"
 
 
 class AgentContainer:
@@ -67,37 +75,74 @@ class AgentContainer:
         api = self._engine.docker.api
         volume = self._volumes.place(self._code, self._image_id)
         with self._engine.asked("start the agent's container"):
-            host = api.create_host_config(
-                binds=[f"{volume}:{_CODE_AT}:ro,nocopy", f"{_CGROUPS}:{_CGROUPS}:rw"],
-                network_mode="none",
-                pid_mode="host",
-                cap_drop=["ALL"],
-                cap_add=list(_CAPABILITIES),
-                # AppArmor's and SELinux's profiles for containers forbid to look at processes of other profiles.
-                security_opt=["apparmor=unconfined", "label=disable", "no-new-privileges"],
-                read_only=True,
-                log_config=LogConfig(type="none"),
-            )
-            # docker-py's helper does not know this field in every version.
-            host["CgroupnsMode"] = "host"
-            self._id = api.create_container(
-                self._image_id,
-                entrypoint=["/bin/sh", "-c", _PYTHON, "agent"],
-                command=["-m", self._module],
-                name=f"lambda-harness-agent-{secrets.token_hex(6)}",
-                environment={"PYTHONDONTWRITEBYTECODE": "1"},
-                user="0:0",
-                working_dir="/",
-                stdin_open=True,
-                host_config=host,
-                labels=owner_labels("agent"),
-            )["Id"]
+            self._id = self._create_podman(volume) if self._engine.podman else self._create(volume)
             params = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
             self._stream = api.attach_socket(self._id, params=params)
             self._socket = getattr(self._stream, "_sock", self._stream)
             with contextlib.suppress(AttributeError):
                 self._socket.settimeout(None)
             api.start(self._id)
+
+    def _create(self, volume: str) -> str:
+        api = self._engine.docker.api
+        host = api.create_host_config(
+            binds=[f"{volume}:{_CODE_AT}:ro,nocopy", f"{_CGROUPS}:{_CGROUPS}:rw"],
+            network_mode="none",
+            pid_mode="host",
+            cap_drop=["ALL"],
+            cap_add=list(_CAPABILITIES),
+            # AppArmor's and SELinux's profiles for containers forbid to look at processes of other profiles.
+            security_opt=["apparmor=unconfined", "label=disable", "no-new-privileges"],
+            read_only=True,
+            log_config=LogConfig(type="none"),
+        )
+        # docker-py's helper does not know this field in every version.
+        host["CgroupnsMode"] = "host"
+        created = api.create_container(
+            self._image_id,
+            entrypoint=list(_ENTRYPOINT),
+            command=["-m", self._module],
+            name=_name(),
+            environment=_ENVIRONMENT,
+            user=_USER,
+            working_dir="/",
+            stdin_open=True,
+            host_config=host,
+            labels=owner_labels("agent"),
+        )
+        return str(created["Id"])
+
+    def _create_podman(self, volume: str) -> str:
+        """The same by Podman's own API: its Docker-compatible one knows no namespace for cgroups, and makes one (5.4).
+
+        The body is a SpecGenerator [docs.podman.io/en/latest/_static/api.html, ContainerCreateLibpod].
+        """
+        return podman.create(
+            self._engine.docker.api,
+            {
+                "image": self._image_id,
+                "entrypoint": list(_ENTRYPOINT),
+                "command": ["-m", self._module],
+                "name": _name(),
+                "env": _ENVIRONMENT,
+                "user": _USER,
+                "work_dir": "/",
+                "stdin": True,
+                "labels": owner_labels("agent"),
+                "volumes": [{"Name": volume, "Dest": _CODE_AT, "Options": ["ro", "nocopy"]}],
+                "mounts": [{"type": "bind", "source": _CGROUPS, "destination": _CGROUPS, "options": ["rbind", "rw"]}],
+                "netns": {"nsmode": "none"},
+                "pidns": {"nsmode": "host"},
+                "cgroupns": {"nsmode": "host"},
+                "cap_drop": ["ALL"],
+                "cap_add": [f"CAP_{name}" for name in _CAPABILITIES],
+                "apparmor_profile": "unconfined",
+                "selinux_opts": ["disable"],
+                "no_new_privileges": True,
+                "read_only_filesystem": True,
+                "log_configuration": {"driver": "none"},
+            },
+        )
 
     # -- the stream -------------------------------------------------------------------------------------------------------
 

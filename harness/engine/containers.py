@@ -19,18 +19,11 @@ import docker.errors
 import requests.exceptions
 from docker.types import LogConfig, Mount, Ulimit
 
+from harness.engine import podman
 from harness.engine.client import ENGINE_FAILURES, SILENT_ENGINE, Engine
 from harness.errors import EngineError, SandboxGone
 
 RIE_PORT = 8080
-_LIBPOD = "/v4.0.0/libpod"
-"""Podman's own API, in the oldest version that Podman 4 and 5 speak."""
-_OCI_RESOURCES = {
-    "cpu_quota": ("cpu", "quota"),
-    "cpu_period": ("cpu", "period"),
-    "mem_limit": ("memory", "limit"),
-    "memswap_limit": ("memory", "swap"),
-}
 _HOST_CONFIG = {
     "cpu_quota": "CpuQuota",
     "cpu_period": "CpuPeriod",
@@ -268,26 +261,10 @@ class Container:
         self._limits |= limits
         with self._engine.asked("change the limits of a container"):
             if self._engine.podman:
-                self._update_podman(self._limits)
+                podman.update(self._api, self.id, self._limits)
             else:
                 self._api.update_container(self.id, **self._limits)  # type: ignore[arg-type]  # the stubs list each by name
         self._updated |= set(limits)
-
-    def _update_podman(self, limits: Mapping[str, int]) -> None:
-        """Docker's way to change limits is missing in Podman's API (4.3); its own has one since then.
-
-        The body is a LinuxResources of the OCI runtime specification.
-        """
-        resources: dict[str, dict[str, int]] = {}
-        for name, value in limits.items():
-            group, key = _OCI_RESOURCES[name]
-            resources.setdefault(group, {})[key] = value
-        path = f"{self._api.base_url}{_LIBPOD}/containers/{self.id}/update"
-        answer = self._api.post(path, json=resources, timeout=self._api.timeout)
-        try:
-            answer.raise_for_status()
-        except requests.exceptions.HTTPError as error:
-            docker.errors.create_api_error_from_http_exception(error)
 
     def limits(self) -> dict[str, Any]:
         """The engine's HostConfig of the container: what it believes the limits are.

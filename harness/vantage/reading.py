@@ -158,7 +158,11 @@ def open_reading(container_id: str, pid: int, *, kernel: str, root: str = "/") -
     if found.version == 1:
         group, listing = v1.CgroupV1(directories, rie_pid=pid), found.directories["freezer"]
     else:
-        group, listing = v2.CgroupV2(directories[""], rie_pid=pid), found.directories[""]
+        # Where there are two, crun (1.21) sets the limits of the inner one exactly. systemd (257) rounds the quota of the outer
+        # one, and takes for its swap what is the limit of memory and swap together. An older crun sets the outer one alone.
+        listing = found.directories[""]
+        inner_limit = Directory(listing).read_or_none("memory.max")
+        group = v2.CgroupV2(directories[""] if inner_limit in (None, "max\n") else listing, rie_pid=pid)
     return Reading(group, Directory(listing), root=root)
 
 

@@ -157,7 +157,13 @@ def test_a_file_system_at_tmp_is_told_from_a_directory_of_another(proc: Path) ->
     mountinfo = proc / f"{RUNTIME}/mountinfo"
     assert procfs.tmp_is_own_filesystem(RUNTIME, str(proc)) is True
     recorded = mountinfo.read_text()
-    mountinfo.write_text(recorded + "99 77 254:0 /some/directory /tmp rw - ext4 /dev/vda rw\n")
+    below = next(line for line in recorded.splitlines() if " /tmp " in line).split()[0]
+    mountinfo.write_text(recorded + f"9999 {below} 254:0 /some/directory /tmp rw - ext4 /dev/vda rw\n")
+    assert procfs.tmp_is_own_filesystem(RUNTIME, str(proc)) is False
+    # As kernel 6.12 lists what rootless Podman 5.4 mounts: by ids, so that what is below may stand behind.
+    mountinfo.write_text(
+        "200 210 254:0 /volumes/a6f7/_data /tmp rw,nosuid - ext4 /dev/vda rw\n210 208 0:52 / /tmp rw - tmpfs tmpfs rw\n"
+    )
     assert procfs.tmp_is_own_filesystem(RUNTIME, str(proc)) is False
     mountinfo.write_text("".join(line for line in recorded.splitlines(keepends=True) if " /tmp " not in line))
     assert procfs.tmp_is_own_filesystem(RUNTIME, str(proc)) is False

@@ -1,0 +1,44 @@
+"""Podman's own API, for what its Docker-compatible one does not do. Must not know sandboxes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import docker
+import docker.errors
+import requests
+import requests.exceptions
+
+_LIBPOD = "/v4.0.0/libpod"
+"""The oldest version that Podman 4 and 5 speak."""
+_OCI_RESOURCES = {
+    "cpu_quota": ("cpu", "quota"),
+    "cpu_period": ("cpu", "period"),
+    "mem_limit": ("memory", "limit"),
+    "memswap_limit": ("memory", "swap"),
+}
+"""Limits by the names of Docker's SDK -> where they stand in a LinuxResources of the OCI runtime specification."""
+
+
+def create(api: docker.APIClient, spec: Mapping[str, Any]) -> str:
+    """The id of a container made of a SpecGenerator [docs.podman.io, ContainerCreateLibpod]; `docker.errors.APIError`."""
+    return str(_post(api, "containers/create", spec).json()["Id"])
+
+
+def update(api: docker.APIClient, container_id: str, limits: Mapping[str, int]) -> None:
+    """Change limits of a container; `docker.errors.APIError`. The compatible API cannot (4.3); this one can since then."""
+    resources: dict[str, dict[str, int]] = {}
+    for name, value in limits.items():
+        group, key = _OCI_RESOURCES[name]
+        resources.setdefault(group, {})[key] = value
+    _post(api, f"containers/{container_id}/update", resources)
+
+
+def _post(api: docker.APIClient, path: str, body: Mapping[str, Any]) -> requests.Response:
+    answer = api.post(f"{api.base_url}{_LIBPOD}/{path}", json=body, timeout=api.timeout)
+    try:
+        answer.raise_for_status()
+    except requests.exceptions.HTTPError as error:
+        docker.errors.create_api_error_from_http_exception(error)
+    return answer
