@@ -182,8 +182,8 @@ class ContainerCell:
             raise self.gone(error) from error
         self.reach = attendant.reach()
         self._undo.callback(self.reach.release)
-        if around.receivers is not None and self.reach.relay_pid is not None:
-            self._undo.callback(around.receivers.attend(self._id, self.reach.relay_pid).close)
+        if around.receivers is not None and around.vantage.relays:
+            self._undo.callback(around.receivers.attend(self._id, attendant).close)
         self.granted = self.reach.prepare(size, self._cpus)
         self._watch = attendant.watch(
             name=self._id,

@@ -1,8 +1,8 @@
 """The agent's own process: `python -m harness.agent.inside`, in a container with the engine's host's PID and cgroup namespaces.
 
 Takes calls from standard input, each in a thread of its own, and answers on standard output. For each sandbox it holds a
-`_Seat`: reach, RIE client and watch, as the vantage ``host`` has them. When its standard input ends, whoever started it is
-gone: every sandbox is made removable, and the process ends. Must not know containers or the engine.
+`_Seat`: reach, RIE client, watch and sockets, as the vantage ``host`` has them. When its standard input ends, whoever started
+it is gone: every sandbox is made removable, and the process ends, its sockets with it. Must not know containers or the engine.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ from typing import Any
 
 from harness import cgroup, kernel
 from harness.agent import wire
+from harness.agent.forwarding import SandboxEnd
 from harness.context import RequestContext
 from harness.errors import EngineError
 from harness.memory_watch import MemoryWatch
 from harness.rie import RieClient
 from harness.tiers import tier
+from harness.vantage import Endpoints
 from harness.vantage.attending import watch_over
+from harness.vantage.listening import open_sockets
 from harness.vantage.reach import CgroupReach
 from harness.watch import Exchange, Tell, Watch, in_network_namespace
 
@@ -109,6 +112,7 @@ class _Seat:
         self._reach: CgroupReach | None = None
         self._watch: Watch | None = None
         self._memory_watch: MemoryWatch | None = None
+        self._forwarder: SandboxEnd | None = None
         self._exchange: Exchange | None = None
         self._log: socket.socket | None = None
         self._headers: dict[bytes, bytes] = {}
@@ -129,6 +133,11 @@ class _Seat:
     def call(self, do: str, given: dict[str, Any], body: bytes) -> Answer:
         found: Answer = getattr(self, f"do_{do}")(body, **given)
         return found
+
+    def hear(self, what: str, about: dict[str, Any], body: bytes) -> None:
+        """What the harness tells: of forwarded sockets alone. Waits for nothing."""
+        if self._forwarder is not None:
+            self._forwarder.put(what, about, body)
 
     # -- the RIE --------------------------------------------------------------------------------------------------------
 
@@ -282,6 +291,32 @@ class _Seat:
             raise self.watch.failure
         return found, b""
 
+    # -- the sockets ----------------------------------------------------------------------------------------------------
+
+    def do_listen(self, _: bytes, *, tcp: dict[str, int], udp: str | None) -> Answer:
+        sockets = open_sockets(self._pid, Endpoints(tcp=tcp, udp=udp))
+        name = wire.sockets_of(self._name)
+
+        def send(what: str, about: dict[str, Any], body: bytes) -> None:
+            self._outlet.send(wire.Frame({"seat": name, "tell": what, "with": about}, body).pack())
+
+        self._forwarder = SandboxEnd(f"sockets-{self._name}", send, sockets)
+        addresses = sockets.addresses
+        self._forwarder.start()
+        return addresses, b""
+
+    def do_settle_sockets(self, _: bytes, *, timeout_s: float) -> Answer:
+        if self._forwarder is not None:
+            self._forwarder.settle(timeout_s)
+        return None, b""
+
+    def do_unlisten(self, _: bytes) -> Answer:
+        if self._forwarder is not None:
+            self._forwarder.close()
+        return None, b""
+
+    # -- the end --------------------------------------------------------------------------------------------------------
+
     def do_stop(self, _: bytes) -> Answer:
         if self._watch is not None:
             self._watch.stop()
@@ -289,6 +324,7 @@ class _Seat:
 
     def do_close(self, _: bytes) -> Answer:
         self.do_stop(b"")
+        self.do_unlisten(b"")
         self.do_release(b"")
         self.do_log_end(b"")
         self._rie.close()
@@ -315,7 +351,10 @@ class Agent:
         try:
             while data := self._read():
                 for frame in frames.feed(data):
-                    self._threads.submit(self._answer, frame)
+                    if "tell" in frame.head:
+                        self._hear(frame)
+                    else:
+                        self._threads.submit(self._answer, frame)
         finally:
             for seat in list(self._seats.values()):
                 with contextlib.suppress(Exception):  # the next one must be released whatever became of this one
@@ -332,6 +371,11 @@ class Agent:
             answer = wire.Frame({"id": number, "now": time.monotonic_ns(), "failed": wire.failed(error)}).pack()
         with contextlib.suppress(OSError):  # nobody listens any more: the end of the input is on its way
             self._outlet.send(answer)
+
+    def _hear(self, frame: wire.Frame) -> None:
+        seat = self._seats.get(frame.head["seat"])
+        if seat is not None:  # else it has been closed meanwhile
+            seat.hear(frame.head["tell"], frame.head["with"], frame.body)
 
     def _do(self, head: dict[str, Any], body: bytes) -> Answer:
         do, given, name = head["do"], head["with"], head["seat"]

@@ -43,6 +43,15 @@ class Stream(Protocol):
         """What the other side printed to its standard error last."""
 
 
+class Hears(Protocol):
+    """Is told what the agent tells, in order."""
+
+    def put(self, what: str, about: dict[str, Any], body: bytes) -> None:
+        """In the link's own thread: must wait for nothing."""
+
+    def close(self) -> None: ...
+
+
 class Link:
     """One agent. Safe to use from threads. ``on_silence`` is called once it answers nothing any more."""
 
@@ -52,7 +61,7 @@ class Link:
         self._state = threading.Lock()
         self._numbers = itertools.count()
         self._waiting: dict[int, _Call] = {}
-        self._listeners: dict[str, Listener] = {}
+        self._listeners: dict[str, Hears] = {}
         self._over: EngineError | None = None
         self._one_clock = False
         self._ahead_ns = 0
@@ -138,11 +147,22 @@ class Link:
                     raise self._fresh(gone) from error
                 raise
 
+    def tell(self, what: str, *, seat: str, body: bytes = b"", **about: Any) -> None:
+        """Say something that is not answered; arrives in order. Raises `EngineError` where the agent is gone."""
+        with self._state:
+            if self._over is not None:
+                raise self._fresh(self._over)
+        self._write(wire.Frame({"seat": seat, "tell": what, "with": about}, body).pack())
+
+    def attach(self, name: str, hears: Hears) -> None:
+        """What the agent tells under this name goes to ``hears``, which is closed by `forget`."""
+        with self._state:
+            self._listeners[name] = hears
+
     def listen(self, seat: str, told: Told) -> Listener:
         """What the agent tells of a sandbox from now on goes to ``told``, in order, in a thread of its own."""
         listener = Listener(seat, told)
-        with self._state:
-            self._listeners[seat] = listener
+        self.attach(seat, listener)
         return listener
 
     def forget(self, seat: str) -> None:

@@ -2,7 +2,8 @@
 
 A frame is two lengths (big-endian u32), a JSON document, and raw bytes. The harness sends calls: ``{"id", "seat", "do",
 "with"}``; the agent answers each: ``{"id", "now", "found"}`` or ``{"id", "now", "failed"}``, and tells what happens
-meanwhile: ``{"seat", "tell", "with"}``. Instants are the agent's ``time.monotonic_ns``. Does no input or output.
+meanwhile: ``{"seat", "tell", "with"}``. What belongs to forwarded sockets is told both ways, in the same form; from the agent
+under a name of its own (`sockets_of`). Instants are the agent's ``time.monotonic_ns``. Does no input or output.
 """
 
 from __future__ import annotations
@@ -65,6 +66,11 @@ class Frames:
                 raise ValueError("a frame without a head: the stream is not the agent's")  # noqa: TRY004  # as of any other
             del kept[:end]
             yield Frame(found, rest)
+
+
+def sockets_of(seat: str) -> str:
+    """Under what the agent tells of a seat's forwarded sockets: they have a listener of their own."""
+    return f"{seat}/sockets"
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------

@@ -183,10 +183,10 @@ class Service:
         wanted = self.settings.receivers
         if wanted is not None and not wanted:
             return None
-        if not vantage.shares_kernel:
-            why = f"receivers cannot be reached from inside the containers on vantage {vantage.name}"
+        if not vantage.relays:
+            why = f"on vantage {vantage.name} no receivers can be opened in the containers' networks"
             if wanted is not None:
-                raise NotMeasurable(why, remedy="use the vantage host, or --receivers none")
+                raise NotMeasurable(why, remedy="use the vantage host or agent, or --receivers none")
             self._say(f"warning: {why}: metrics and traces of functions are not received")
             return None
         metrics = self._undo.enter_context(_Lines(self.data / "metrics.jsonl"))

@@ -67,15 +67,15 @@ def check(receivers: Receivers | None, asked: str | None, stand: Stand) -> None:
     """Say where nothing can be received. To be called once the stand is open.
 
     Raises:
-        NotMeasurable: the command line asks for receivers, and this vantage cannot reach into the containers.
+        NotMeasurable: the command line asks for receivers, and this vantage has no way into the containers' networks.
     """
-    if receivers is None or stand.vantage.shares_kernel:
+    if receivers is None or stand.vantage.relays:
         return
-    why = f"receivers cannot be reached from inside the containers on vantage {stand.vantage.name}"
+    why = f"on vantage {stand.vantage.name} no receivers can be opened in the containers' networks"
     if asked is not None:
         from harness.errors import NotMeasurable
 
-        raise NotMeasurable(why, remedy="use the vantage host, or leave --receivers out")
+        raise NotMeasurable(why, remedy="use the vantage host or agent, or leave --receivers out")
     talk.note(f"warning: {why}: nothing is received, and the function's own calls will fail")
 
 

@@ -146,7 +146,7 @@ class Load:
         self._taken = 0
         self._lateness_ms: list[float] = []
         self._waited_ms: list[float] = []
-        self._memory = _MemoryWatch(self._pool, _LOOK_S if stand.vantage.shares_kernel else _ASKED_LOOK_S)
+        self._memory = _MemoryWatch(self._pool, _LOOK_S if stand.vantage.in_process else _ASKED_LOOK_S)
         self._cpu_before_s = self._cpu_s = 0.0
         self._host_before: _HostCpu | None = None
         self._host_busy_share: float | None = None
@@ -335,7 +335,7 @@ class _HostCpu:
 
     @classmethod
     def now(cls, stand: Stand) -> _HostCpu | None:
-        if not stand.vantage.shares_kernel:
+        if not stand.vantage.in_process:
             return None
         times = psutil.cpu_times()
         # guest time is in user time already.

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -83,7 +83,9 @@ class Loop(threading.Thread):
         super().__init__(name="receivers", daemon=True)
         self._handlers, self._bounds = handlers, bounds or Bounds()
         self._selector = selectors.DefaultSelector()
-        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._woken)
         self._orders: deque[Callable[[], None]] = deque()
         self._open: dict[str, list[socket.socket]] = {}
@@ -96,8 +98,11 @@ class Loop(threading.Thread):
 
     # -- called from other threads ------------------------------------------------------------------------------------
 
-    def add(self, name: str, datagrams: socket.socket | None, listeners: dict[str, socket.socket]) -> None:
-        """Serve these sockets, which are the loop's from now on. ``listeners``: by what they stand for."""
+    def add(
+        self, name: str, datagrams: socket.socket | None = None, listeners: Mapping[str, socket.socket] | None = None
+    ) -> None:
+        """Serve a name, and these sockets, which are the loop's from now on. ``listeners``: by what they stand for."""
+        listeners = listeners or {}
         for sock in (datagrams, *listeners.values()):
             if sock is not None:
                 sock.settimeout(0)
@@ -118,6 +123,21 @@ class Loop(threading.Thread):
             for sock in (datagrams, *listeners.values()):
                 if sock is not None:
                     sock.close()
+
+    def connect(self, name: str, service: str, sock: socket.socket) -> None:
+        """Serve a connection that was accepted elsewhere, which is the loop's from now on."""
+        if not self._tell(lambda: self._admit(name, service, sock)):
+            sock.close()
+
+    def receive(self, name: str, datagrams: Sequence[bytes], done: Callable[[], None]) -> None:
+        """Handle datagrams that were read elsewhere; ``done`` is called afterwards, in the loop's thread."""
+
+        def order() -> None:
+            for data in datagrams:
+                self._safely(functools.partial(self._handlers.datagram, name, data))
+            done()
+
+        self._tell(order)
 
     def remove(self, name: str, *, timeout_s: float) -> None:
         """Read what has arrived, then close the sockets of a name; returns when that is done or the time is up."""
@@ -213,42 +233,33 @@ class Loop(threading.Thread):
             os.close(self._wake_write)
 
     def _remove(self, name: str) -> None:
+        self._drain()
         for sock in self._open.pop(name, []):
-            if sock.type == socket.SOCK_DGRAM:
-                self._safely(functools.partial(self._empty, name, sock))
             self._selector.unregister(sock)
             sock.close()
         for connection in [one for one in self._connections if one.name == name]:
             self._drop(connection)
 
     def _drain(self) -> bool:
-        """Read every datagram there is; whether no request is under way."""
-        for name, opened in self._open.items():
-            for sock in opened:
-                if sock.type == socket.SOCK_DGRAM:
-                    self._empty(name, sock)
+        """Take what is there; whether no request is under way. Not forever, where a function never stops to send."""
+        for _ in range(_ROUNDS):
+            ready = [(key, events) for key, events in self._selector.select(0) if key.fd != self._wake_read]
+            if not ready:
+                break
+            for key, events in ready:
+                self._safely(functools.partial(key.data, events))
         return not self._waiting
 
     # -- datagrams ----------------------------------------------------------------------------------------------------
 
     def _take_datagrams(self, name: str, sock: socket.socket) -> None:
-        self._read_datagrams(name, sock)  # what is left is told again by the selector
-
-    def _read_datagrams(self, name: str, sock: socket.socket) -> bool:
-        """Whether more may be there."""
+        """So many at once; what is left is told again by the selector."""
         for _ in range(_DATAGRAMS_AT_ONCE):
             try:
                 data = sock.recv(_DATAGRAM)
             except OSError:  # none left
-                return False
-            self._handlers.datagram(name, data)
-        return True
-
-    def _empty(self, name: str, sock: socket.socket) -> None:
-        """Read what is there; not forever, where a function never stops to send."""
-        for _ in range(_ROUNDS):
-            if not self._read_datagrams(name, sock):
                 return
+            self._handlers.datagram(name, data)
 
     # -- connections --------------------------------------------------------------------------------------------------
 
@@ -258,23 +269,29 @@ class Loop(threading.Thread):
                 sock, _address = listener.accept()
             except OSError:
                 return
-            held = sum(one.name == name for one in self._connections)
-            if len(self._connections) >= self._bounds.connections or held >= self._bounds.connections_a_sandbox:
-                self._handlers.trouble(f"a connection of sandbox {name} was refused: too many are open")
-                sock.close()
-                return
-            sock.settimeout(0)
-            connection = _Connection(
-                name=name,
-                service=service,
-                sock=sock,
-                http=h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD_BYTES),
-                deadline=time.monotonic() + self._bounds.request_s,
-            )
-            self._connections.add(connection)
-            self._watch(connection)
+            self._admit(name, service, sock)
 
         return accept
+
+    def _admit(self, name: str, service: str, sock: socket.socket) -> None:
+        held = sum(one.name == name for one in self._connections)
+        if len(self._connections) >= self._bounds.connections or held >= self._bounds.connections_a_sandbox:
+            self._handlers.trouble(f"a connection of sandbox {name} was refused: too many are open")
+            sock.close()
+            return
+        if name not in self._open:  # it is gone meanwhile
+            sock.close()
+            return
+        sock.settimeout(0)
+        connection = _Connection(
+            name=name,
+            service=service,
+            sock=sock,
+            http=h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD_BYTES),
+            deadline=time.monotonic() + self._bounds.request_s,
+        )
+        self._connections.add(connection)
+        self._watch(connection)
 
     def _watch(self, connection: _Connection) -> None:
         """Ask the selector for what the connection waits for now."""

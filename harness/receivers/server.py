@@ -1,39 +1,38 @@
-"""The receivers of one command or service: sockets in the network namespace of each sandbox, and what came in by them.
+"""The receivers of one command or service: sockets on 127.0.0.1 of each sandbox, and what came in by them.
 
-A socket stays in the namespace in which it was made, whoever uses it: so a thread that lives for a moment enters the
-sandbox's namespace and opens them on 127.0.0.1, where nobody but the function finds them, and one loop serves those of all
-sandboxes. The function's CPU and memory pay nothing for them. Must not know sandboxes, only their ids and processes.
+The sandbox's vantage opens them, where nobody but the function finds them, and one loop serves those of all sandboxes. The
+function's CPU and memory pay nothing for them. Must not know sandboxes, only their ids, nor how their networks are reached.
 """
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import functools
 import socket
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from harness.errors import EngineError, UsageError
+from harness.errors import EngineError, HarnessError, UsageError
 from harness.receivers import cloudwatch, emf, lambda_segments, xray
 from harness.receivers.http_exchange import Reply, Request
 from harness.receivers.loop import Bounds, Handlers, Loop
-from harness.watch import in_network_namespace
+from harness.vantage import Endpoints, Listening, SocketServer
+from harness.vantage.listening import HOST
 
 if TYPE_CHECKING:
     from harness.context import Trace
     from harness.invocation import Invocation
 
 KINDS = ("cloudwatch", "xray")
-HOST = "127.0.0.1"
 MOST_SEGMENTS = 50_000
 _MOST_METRICS = 100_000
 _MOST_WARNINGS = 200
 _SETTLE_S = 2.0
-_DATAGRAM_BUFFER = 4 * 1024 * 1024
+_LOST = "datagrams were lost, as UDP loses them: a function sent them faster than they were taken"
 
 OnMetrics = Callable[[list[dict[str, Any]]], None]
 OnSegment = Callable[[dict[str, Any]], None]
@@ -47,21 +46,53 @@ class Ports:
     cloudwatch: int = 9102
 
 
+class Network(Protocol):
+    """The way into one sandbox's network; see `harness.vantage.Attendant.listen`."""
+
+    def listen(self, endpoints: Endpoints, server: SocketServer) -> Listening: ...
+
+
 class Attendance:
     """The open sockets of one sandbox. `close` reads what has arrived and closes them; safe to call twice."""
 
-    def __init__(
-        self, sandbox_id: str, loop: Loop, addresses: dict[str, tuple[str, int]], forget: Callable[[], None]
-    ) -> None:
+    def __init__(self, sandbox_id: str, loop: Loop, listening: Listening, forget: Callable[[], None]) -> None:
         self._forget = forget
         self.sandbox_id = sandbox_id
-        self.addresses = addresses
+        self.addresses = listening.addresses
         """``xray`` (UDP and TCP) and ``cloudwatch`` (TCP), those that were opened; valid in the sandbox's namespace."""
+        self._listening = listening
         self._loop = loop
 
+    def settle(self, timeout_s: float = _SETTLE_S) -> None:
+        """Return once everything that the function had sent before lies before the loop, or the time is up."""
+        self._listening.settle(timeout_s)
+
     def close(self) -> None:
+        self.settle()
         self._loop.remove(self.sandbox_id, timeout_s=_SETTLE_S)
+        self._listening.close()
         self._forget()
+
+
+class _Sandbox:
+    """See `harness.vantage.SocketServer`: hands everything to the loop, under the sandbox's id."""
+
+    def __init__(self, sandbox_id: str, loop: Loop, *, came: Callable[[], None], lost: Callable[[int], None]) -> None:
+        self._id, self._loop = sandbox_id, loop
+        self._came, self._lost = came, lost
+
+    def serve(self, listeners: Mapping[str, socket.socket], datagrams: socket.socket | None) -> None:
+        self._loop.add(self._id, datagrams, listeners)
+
+    def connected(self, name: str, connection: socket.socket) -> None:
+        self._came()
+        self._loop.connect(self._id, name, connection)
+
+    def received(self, datagrams: Sequence[bytes], done: Callable[[], None]) -> None:
+        self._loop.receive(self._id, datagrams, done)
+
+    def lost(self, datagrams: int) -> None:
+        self._lost(datagrams)
 
 
 class Receivers:
@@ -103,6 +134,8 @@ class Receivers:
         self._on_warning = on_warning
         self._at_work: dict[str, tuple[str, str | None]] = {}
         self._senders: set[str] = set()
+        self._attendances: dict[str, Attendance] = {}
+        self._datagrams_lost = 0
         self._traces = xray.Traces(most_segments=most_segments)
         self._warnings: dict[str, int] = {}
 
@@ -138,24 +171,43 @@ class Receivers:
             }
         return found
 
-    def attend(self, sandbox_id: str, pid: int) -> Attendance:
-        """Open the sockets in the network namespace of a process; `EngineError` where that is not possible."""
-        datagrams, listeners = self._opened(sandbox_id, pid)
-        addresses = {kind: listener.getsockname()[:2] for kind, listener in listeners.items()}
+    def attend(self, sandbox_id: str, network: Network) -> Attendance:
+        """Open the sockets in a sandbox's network; `EngineError` where that is not possible."""
+        loop = self._running_loop()
+        loop.add(sandbox_id)
+        came = functools.partial(self._came, sandbox_id)
+        server = _Sandbox(sandbox_id, loop, came=came, lost=self._lost)
+        ports = {kind: getattr(self._ports, kind) for kind in self.kinds}
+        endpoints = Endpoints(tcp=ports, udp="xray" if "xray" in self.kinds else None)
         try:
-            loop = self._running_loop()
-        except BaseException:
-            for sock in (datagrams, *listeners.values()):
-                if sock is not None:
-                    sock.close()
-            raise
-        loop.add(sandbox_id, datagrams, listeners)
-        return Attendance(sandbox_id, loop, addresses, functools.partial(self._left, sandbox_id))
+            listening = network.listen(endpoints, server)
+        except (OSError, HarnessError) as error:
+            loop.remove(sandbox_id, timeout_s=_SETTLE_S)
+            raise EngineError(
+                f"the receivers cannot be opened in sandbox {sandbox_id}: {error}",
+                remedy="see that nothing in the image listens on these ports, or run without receivers",
+            ) from error
+        attendance = Attendance(sandbox_id, loop, listening, functools.partial(self._left, sandbox_id))
+        with self._lock:
+            self._attendances[sandbox_id] = attendance
+        return attendance
+
+    def _came(self, sandbox_id: str) -> None:
+        with self._lock:
+            self._senders.add(sandbox_id)
+
+    def _lost(self, datagrams: int) -> None:
+        with self._lock:
+            first = not self._datagrams_lost
+            self._datagrams_lost += datagrams
+        if first:
+            self._on_warning(_LOST)
 
     def _left(self, sandbox_id: str) -> None:
         with self._lock:
             self._at_work.pop(sandbox_id, None)
             self._senders.discard(sandbox_id)
+            self._attendances.pop(sandbox_id, None)
 
     def _running_loop(self) -> Loop:
         with self._lock:
@@ -175,31 +227,6 @@ class Receivers:
                 )
                 self._loop.start()
             return self._loop
-
-    def _opened(self, sandbox_id: str, pid: int) -> tuple[socket.socket | None, dict[str, socket.socket]]:
-        undo = contextlib.ExitStack()
-        datagrams: list[socket.socket] = []
-        listeners: dict[str, socket.socket] = {}
-
-        def open_there() -> None:
-            for kind in self.kinds:
-                port = getattr(self._ports, kind)
-                listeners[kind] = undo.enter_context(socket.create_server((HOST, port), backlog=16))
-            if "xray" in self.kinds:
-                datagrams.append(undo.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)))
-                _enlarge(datagrams[0])
-                datagrams[0].bind((HOST, listeners["xray"].getsockname()[1]))
-
-        try:
-            in_network_namespace(pid, open_there)
-        except BaseException as error:
-            undo.close()
-            raise EngineError(
-                f"the receivers cannot be opened in sandbox {sandbox_id}: {error}",
-                remedy="they need the host vantage; run without receivers where there is none",
-            ) from error
-        undo.pop_all()
-        return (datagrams[0] if datagrams else None), listeners
 
     def output(self, sandbox_id: str, request_id: str | None, function: str, data: bytes) -> None:
         """Whole lines that a function printed: metrics in the embedded format are taken from them."""
@@ -227,9 +254,13 @@ class Receivers:
         ``caller_id`` is the ``Parent`` of the header that the caller sent, which Lambda's own segment hangs below.
         """
         with self._lock:
+            attendance = self._attendances.get(record.sandbox_id)
+        if attendance is not None:
+            attendance.settle()
+        with self._lock:
             sends = record.sandbox_id in self._senders
         if sends:
-            self._settle()  # what it sent without waiting for an answer has arrived, and may not be read yet
+            self._settle(())  # what it sent without waiting for an answer has arrived, and may not be read yet
         if record.freeze_ms is None:
             # It runs on, and what it sends before the next request is nobody's. Frozen, it sends nothing.
             with self._lock:
@@ -265,14 +296,24 @@ class Receivers:
             found = [text if times == 1 else f"{text} ({times} times)" for text, times in self._warnings.items()]
             if self._metrics_dropped:
                 found.append(f"{self._metrics_dropped} metric data were let go: {_MOST_METRICS} are kept")
+            if self._datagrams_lost:
+                found.append(f"{self._datagrams_lost} {_LOST}")
         if self._traces.dropped:
             found.append(f"{self._traces.dropped} segments of the oldest traces were let go")
         return found
 
-    def _settle(self) -> None:
+    def _settle(self, attendances: Iterable[Attendance] | None = None) -> None:
+        """Return once everything that these (None: all) sandboxes had sent before has been handled, or the time is up."""
         loop = self._loop
-        if loop is not None and threading.current_thread() is not loop:
-            loop.settle(timeout_s=_SETTLE_S)
+        if loop is None or threading.current_thread() is loop:
+            return
+        if attendances is None:
+            with self._lock:
+                attendances = list(self._attendances.values())
+        deadline = time.monotonic() + _SETTLE_S
+        for each in attendances:
+            each.settle(max(0.0, deadline - time.monotonic()))
+        loop.settle(timeout_s=max(0.0, deadline - time.monotonic()))
 
     def _warn(self, text: str) -> None:
         with self._lock:
@@ -330,15 +371,6 @@ class Receivers:
             call()
         except Exception as error:  # noqa: BLE001  # whoever listens must not end the receivers
             self._warn(f"a listener of the receivers failed: {type(error).__name__}: {error}")
-
-
-def _enlarge(sock: socket.socket) -> None:
-    """Room for many datagrams at once: a function that is about to end sends them faster than they are read."""
-    force = 33  # SO_RCVBUFFORCE, which Python does not name; needs CAP_NET_ADMIN, as entering the namespace nearly does
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, force, _DATAGRAM_BUFFER)
-    except OSError:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _DATAGRAM_BUFFER)
 
 
 def _overloaded(service: str, request: Request) -> Reply:

@@ -7,7 +7,7 @@ it, on the kernel that runs them. ``api``: nothing but the engine's API.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -93,12 +93,47 @@ def tmp_notes(tmp_bytes: int | None, size_mb: int) -> tuple[str, ...]:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Endpoints:
+    """What is to listen on a sandbox's 127.0.0.1."""
+
+    tcp: Mapping[str, int]
+    """Ports by name; 0 takes a free one."""
+    udp: str | None = None
+    """The one of them whose port takes datagrams, too."""
+
+
+class SocketServer(Protocol):
+    """Serves what a function sends to the endpoints of its sandbox. Methods may be called from any thread, and do not wait."""
+
+    def serve(self, listeners: Mapping[str, socket.socket], datagrams: socket.socket | None) -> None:
+        """Accept from these, and read those; they are the server's from now on."""
+
+    def connected(self, name: str, connection: socket.socket) -> None:
+        """Serve this connection to the endpoint ``name``; it is the server's from now on."""
+
+    def received(self, datagrams: Sequence[bytes], done: Callable[[], None]) -> None:
+        """Take these; ``done`` is called when they have been taken, and not at all where the server has ended."""
+
+    def lost(self, datagrams: int) -> None:
+        """So many more came faster than they were taken."""
+
+
+class Listening(Protocol):
+    """The open endpoints of one sandbox. Safe to use from threads, and after the sandbox or its agent is gone."""
+
+    addresses: dict[str, tuple[str, int]]
+    """By name, as seen in the sandbox's namespace."""
+
+    def settle(self, timeout_s: float) -> None:
+        """Return once the server has been given everything that the function had sent before, or the time is up."""
+
+    def close(self) -> None:
+        """Nothing comes in any more. Safe to call twice."""
+
+
 class Reach(Protocol):
     """One running container, as seen from a vantage."""
-
-    @property
-    def relay_pid(self) -> int | None:
-        """The process in whose network namespace the Runtime API can be relayed, or None where it cannot."""
 
     def prepare(self, tier: Tier, cpus: tuple[int, ...]) -> Granted:
         """Set every limit, read each back; `LimitError` if one is not what was asked for."""
@@ -128,6 +163,10 @@ class Reach(Protocol):
 
 class LimitingReach(Reach, Protocol):
     """A reach that a watch in the same process writes through, at instants of an invocation."""
+
+    @property
+    def relay_pid(self) -> int | None:
+        """The process in whose network namespace sockets can be opened (the relay's, receivers'), or None where they cannot."""
 
     def boost(self) -> None:
         """Init begins: no quota."""
@@ -217,6 +256,14 @@ class Attendant(Protocol):
     ) -> Watching:
         """A watch that has not begun, over the reach that was asked for before; it takes ``log`` over."""
 
+    def listen(self, endpoints: Endpoints, server: SocketServer) -> Listening:
+        """Open endpoints in the sandbox's network; to be asked after the reach.
+
+        Raises:
+            OSError, EngineError: they cannot be opened there; a port is taken, say.
+            NotMeasurable: on this vantage there is no way into the sandbox's network.
+        """
+
     def close(self) -> None:
         """After reach and watch have been given back."""
 
@@ -226,9 +273,11 @@ class Vantage(Protocol):
 
     name: str
     relays: bool
-    """Whether the Runtime API is relayed: exact instants, deadlines and ids, and inits ahead of requests."""
-    shares_kernel: bool
-    """Whether this process may enter the sandboxes' namespaces."""
+    """Whether sockets can be opened in the sandboxes' networks: the Runtime API is relayed (exact instants, deadlines and ids,
+    inits ahead of requests), and receivers can listen."""
+    in_process: bool
+    """Whether this process itself looks at the sandboxes, on its own kernel: a look costs next to nothing, and the CPU time of
+    this host is theirs."""
     sees_files: bool
     """Whether the engine can mount this host's files, or they have to be carried to it."""
 

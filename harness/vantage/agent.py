@@ -22,6 +22,7 @@ from typing import Any
 import harness
 from harness import kernel
 from harness.agent import wire
+from harness.agent.forwarding import HarnessEnd
 from harness.agent.link import Link, Listener
 from harness.context import RequestContext
 from harness.engine import images
@@ -33,11 +34,12 @@ from harness.errors import EngineError, HarnessError
 from harness.memory_watch import MemorySeen
 from harness.rie import Answer
 from harness.tiers import Tier
-from harness.vantage import Granted, Observation, TmpVolume, anonymous_tmp
+from harness.vantage import Endpoints, Granted, Observation, SocketServer, TmpVolume, anonymous_tmp
 from harness.watch import Exchange, Tell
 
 _PARTS = (
     "agent/__init__.py",
+    "agent/forwarding.py",
     "agent/inside.py",
     "agent/wire.py",
     "cgroup",
@@ -52,6 +54,7 @@ _PARTS = (
     "tiers.py",
     "vantage/__init__.py",
     "vantage/attending.py",
+    "vantage/listening.py",
     "vantage/reach.py",
     "watch.py",
 )
@@ -62,6 +65,7 @@ _SLACK_S = 30.0
 """How much longer than the agent itself waits its answer is waited for."""
 _CHUNK = 64 * 1024
 _DRAIN_S = 5.0
+_UNLISTEN_S = 10.0
 _BEHIND = 64
 """How many messages may wait for a slow reader of the function's output before no more of it is taken from the engine."""
 
@@ -71,7 +75,7 @@ class AgentVantage:
 
     name = "agent"
     relays = True
-    shares_kernel = False
+    in_process = False
     sees_files = False
 
     def __init__(self, engine: Engine) -> None:
@@ -219,16 +223,46 @@ class RemoteAttendant:
         )
         return self._watch
 
+    def listen(self, endpoints: Endpoints, server: SocketServer) -> RemoteListening:
+        return RemoteListening(self._link, self._seat, endpoints, server)
+
     def close(self) -> None:
         with contextlib.suppress(HarnessError):
             self._link.call("close", seat=self._seat)
 
 
+class RemoteListening:
+    """See `harness.vantage.Listening`: the agent accepts and reads, and forwards all of it to a thread here."""
+
+    def __init__(self, link: Link, seat: str, endpoints: Endpoints, server: SocketServer) -> None:
+        self._link, self._seat = link, seat
+        self._forwarder = HarnessEnd(f"sockets-{seat}", self._send, server)
+        self._forwarder.start()
+        link.attach(wire.sockets_of(seat), self._forwarder)
+        try:
+            found, _ = link.call("listen", seat=seat, tcp=dict(endpoints.tcp), udp=endpoints.udp)
+        except BaseException:
+            link.forget(wire.sockets_of(seat))
+            raise
+        self.addresses = {name: (host, port) for name, (host, port) in found.items()}
+
+    def _send(self, what: str, about: dict[str, Any], body: bytes) -> None:
+        self._link.tell(what, seat=self._seat, body=body, **about)
+
+    def settle(self, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        with contextlib.suppress(HarnessError):  # that the agent is gone is for the record to tell
+            self._link.call("settle_sockets", seat=self._seat, patience_s=timeout_s, timeout_s=timeout_s)
+        self._forwarder.settle(deadline - time.monotonic())
+
+    def close(self) -> None:
+        with contextlib.suppress(HarnessError):
+            self._link.call("unlisten", seat=self._seat, patience_s=_UNLISTEN_S)
+        self._link.forget(wire.sockets_of(self._seat))
+
+
 class RemoteReach:
     """See `harness.vantage.Reach`. What has to happen at an instant of an invocation is done by the agent's own watch."""
-
-    relay_pid = None
-    """No process of this kernel's."""
 
     def __init__(self, link: Link, seat: str, container: Container) -> None:
         self._link, self._seat, self._container = link, seat, container

@@ -67,7 +67,7 @@ class ApiVantage:
 
     name = "api"
     relays = False
-    shares_kernel = False
+    in_process = False
 
     def __init__(self, engine: Engine, facts: EngineFacts, *, why_not_agent: str = "") -> None:
         self._facts = facts

@@ -6,8 +6,10 @@ import socket
 from collections.abc import Callable
 
 from harness.context import RequestContext
+from harness.errors import NotMeasurable
 from harness.rie import RieClient
-from harness.vantage import LimitingReach
+from harness.vantage import Endpoints, LimitingReach, SocketServer
+from harness.vantage.listening import LocalListening
 from harness.watch import Tell, Watch
 
 
@@ -69,6 +71,14 @@ class LocalAttendant:
         sample_s: float,
     ) -> Watch:
         return watch_over(self._reach, name=name, log=log, tell=tell, event_headers=event_headers, sample_s=sample_s)
+
+    def listen(self, endpoints: Endpoints, server: SocketServer) -> LocalListening:
+        pid = self._reach.relay_pid
+        if pid is None:
+            raise NotMeasurable(
+                "no sockets can be opened in the sandbox's network from here", remedy="use the vantage host or agent"
+            )
+        return LocalListening(pid, endpoints, server)
 
     def close(self) -> None:
         self.rie.close()

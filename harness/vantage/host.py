@@ -33,7 +33,7 @@ class HostVantage:
 
     name = "host"
     relays = True
-    shares_kernel = True
+    in_process = True
     sees_files = True
 
     @staticmethod

@@ -42,7 +42,7 @@ def function(**changes: Any) -> Function:
 class FakeVantage:
     name = "fake"
     relays = True
-    shares_kernel = False
+    in_process = False
     sees_files = True
     available_bytes: int | None = None
 
@@ -106,7 +106,6 @@ class FakeReach:
     oom_kills: int = 0
     peak_bytes: int | None = None
     trouble: dict[str, Exception] = field(default_factory=dict)
-    relay_pid: int | None = None
 
     def _step(self, name: str) -> None:
         assert not self.cell.closed, f"{name} after the sandbox was given back"

@@ -32,14 +32,15 @@ def test_what_is_no_receiver_is_named(asked: str) -> None:
 
 
 def stand(vantage: str) -> Any:
-    return SimpleNamespace(vantage=SimpleNamespace(name=vantage, shares_kernel=vantage == "host"))
+    return SimpleNamespace(vantage=SimpleNamespace(name=vantage, relays=vantage != "api"))
 
 
-def test_where_containers_cannot_be_reached_into_it_is_an_error_only_for_who_asked(
+def test_where_there_is_no_way_into_the_containers_networks_it_is_an_error_only_for_who_asked(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     receivers = cast("Any", object())
     receiving.check(receivers, None, stand("host"))
+    receiving.check(receivers, "xray", stand("agent"))
     receiving.check(None, "none", stand("api"))
     assert capsys.readouterr().err == ""
     receiving.check(receivers, None, stand("api"))

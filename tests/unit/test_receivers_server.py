@@ -15,15 +15,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from fakes_agent import AgentInProcess
+from fakes_agent import one_network as one_network  # noqa: PLC0414  # a fixture
 from test_receivers_cloudwatch import TARGET
 from test_receivers_xray import HEAD, TRACE, record, segment
 
-from harness import watch
 from harness.context import Trace
 from harness.errors import EngineError, UsageError
 from harness.receivers import Attendance, Receivers
 from harness.receivers.loop import Bounds
-from harness.receivers.server import Ports
+from harness.receivers.server import Network, Ports
+from harness.vantage import Endpoints, Listening, SocketServer
+from harness.vantage.listening import LocalListening
 
 ANY = Ports(xray=0, cloudwatch=0)
 WAIT_S = 20.0
@@ -42,14 +45,28 @@ sys.stdin.read()
 FRESH = json.dumps({"Namespace": "App", "MetricData": [{"MetricName": "calls", "Value": 1}]}).encode()
 
 
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sandboxes whose network is this process's own."""
-    monkeypatch.setattr(watch, "enter_network_namespace", lambda pid: None)
+class Namespace:
+    """The network of a process of this kernel, as the vantage host reaches it."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+
+    def listen(self, endpoints: Endpoints, server: SocketServer) -> Listening:
+        return LocalListening(self._pid, endpoints, server)
+
+
+@pytest.fixture(params=["host", "agent"])
+def network(request: pytest.FixtureRequest, one_network: None) -> Iterator[Network]:
+    """The way into sandboxes whose network is this process's own."""
+    if request.param == "host":
+        yield Namespace(0)
+        return
+    with AgentInProcess() as found:
+        yield found
 
 
 @pytest.fixture
-def receivers(here: None) -> Iterator[Receivers]:
+def receivers(network: Network) -> Iterator[Receivers]:
     with Receivers(ports=ANY) as found:
         yield found
 
@@ -82,8 +99,8 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208  # the directory's own descriptor counts both times
 
 
-def test_metrics_and_segments_of_a_sandbox_come_in(receivers: Receivers) -> None:
-    with_sandbox = receivers.attend("one", 0)
+def test_metrics_and_segments_of_a_sandbox_come_in(receivers: Receivers, network: Network) -> None:
+    with_sandbox = receivers.attend("one", network)
     assert put(with_sandbox) == (200, b"{}")
     send(with_sandbox, HEAD + json.dumps(segment(1)).encode())
     (metric,) = receivers.cloudwatch
@@ -92,8 +109,8 @@ def test_metrics_and_segments_of_a_sandbox_come_in(receivers: Receivers) -> None
     assert receivers.warnings == []
 
 
-def test_what_was_sent_last_is_read_before_the_sockets_close(receivers: Receivers) -> None:
-    attendance = receivers.attend("one", 0)
+def test_what_was_sent_last_is_read_before_the_sockets_close(receivers: Receivers, network: Network) -> None:
+    attendance = receivers.attend("one", network)
     send(attendance, *(HEAD + json.dumps(segment(at + 1)).encode() for at in range(300)))
     attendance.close()
     attendance.close()
@@ -102,8 +119,10 @@ def test_what_was_sent_last_is_read_before_the_sockets_close(receivers: Receiver
         put(attendance)
 
 
-def test_one_connection_carries_many_requests_and_two_services_answer_apart(receivers: Receivers) -> None:
-    attendance = receivers.attend("one", 0)
+def test_one_connection_carries_many_requests_and_two_services_answer_apart(
+    receivers: Receivers, network: Network
+) -> None:
+    attendance = receivers.attend("one", network)
     connection = http.client.HTTPConnection(*attendance.addresses["cloudwatch"], timeout=WAIT_S)
     for _ in range(20):
         connection.request("POST", "/", FRESH, TARGET)
@@ -115,8 +134,8 @@ def test_one_connection_carries_many_requests_and_two_services_answer_apart(rece
     assert b"X-Ray" in body
 
 
-def test_two_requests_may_be_sent_before_the_first_answer(receivers: Receivers) -> None:
-    attendance = receivers.attend("one", 0)
+def test_two_requests_may_be_sent_before_the_first_answer(receivers: Receivers, network: Network) -> None:
+    attendance = receivers.attend("one", network)
     head = "".join(f"{name}: {value}\r\n" for name, value in TARGET.items())
     request = f"POST / HTTP/1.1\r\nHost: h\r\n{head}Content-Length: {len(FRESH)}\r\n\r\n".encode() + FRESH
     with socket.create_connection(attendance.addresses["cloudwatch"], WAIT_S) as sock:
@@ -127,8 +146,8 @@ def test_two_requests_may_be_sent_before_the_first_answer(receivers: Receivers) 
     assert len(receivers.cloudwatch) == 2
 
 
-def test_a_client_that_asks_before_it_sends_the_body_is_told_to_go_on(receivers: Receivers) -> None:
-    attendance = receivers.attend("one", 0)
+def test_a_client_that_asks_before_it_sends_the_body_is_told_to_go_on(receivers: Receivers, network: Network) -> None:
+    attendance = receivers.attend("one", network)
     head = "".join(f"{name}: {value}\r\n" for name, value in TARGET.items())
     with socket.create_connection(attendance.addresses["cloudwatch"], WAIT_S) as sock:
         sock.sendall(
@@ -139,8 +158,8 @@ def test_a_client_that_asks_before_it_sends_the_body_is_told_to_go_on(receivers:
         assert sock.recv(4096).startswith(b"HTTP/1.1 200")
 
 
-def test_what_is_no_http_is_refused_and_hurts_nobody_else(receivers: Receivers) -> None:
-    one, other = receivers.attend("one", 0), receivers.attend("other", 0)
+def test_what_is_no_http_is_refused_and_hurts_nobody_else(receivers: Receivers, network: Network) -> None:
+    one, other = receivers.attend("one", network), receivers.attend("other", network)
     with socket.create_connection(one.addresses["cloudwatch"], WAIT_S) as sock:
         sock.sendall(b"\x16\x03\x01 this is TLS\r\n\r\n")
         assert b"400" in sock.recv(4096)
@@ -151,26 +170,26 @@ def test_what_is_no_http_is_refused_and_hurts_nobody_else(receivers: Receivers) 
     assert any("did not take a datagram of sandbox one" in text for text in receivers.warnings)
 
 
-def test_a_body_that_is_too_large_is_refused_before_it_is_read_to_its_end(here: None) -> None:
+def test_a_body_that_is_too_large_is_refused_before_it_is_read_to_its_end(network: Network) -> None:
     with Receivers(ports=ANY, bounds=Bounds(body_bytes=1000)) as receivers:
-        attendance = receivers.attend("one", 0)
+        attendance = receivers.attend("one", network)
         with socket.create_connection(attendance.addresses["cloudwatch"], WAIT_S) as sock:
             sock.sendall(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000000\r\n\r\n" + b"x" * 1001)
             assert b"413" in sock.recv(4096)
 
 
-def test_clients_that_never_finish_are_put_out(here: None) -> None:
+def test_clients_that_never_finish_are_put_out(network: Network) -> None:
     with Receivers(ports=ANY, bounds=Bounds(request_s=0.05)) as receivers:
-        attendance = receivers.attend("one", 0)
+        attendance = receivers.attend("one", network)
         with socket.create_connection(attendance.addresses["cloudwatch"], WAIT_S) as sock:
             sock.sendall(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Le")
             assert sock.recv(4096) == b""
         assert put(attendance)[0] == 200
 
 
-def test_a_sandbox_holds_only_so_many_connections(here: None) -> None:
+def test_a_sandbox_holds_only_so_many_connections(network: Network) -> None:
     with Receivers(ports=ANY, bounds=Bounds(connections_a_sandbox=2)) as receivers:
-        attendance, other = receivers.attend("one", 0), receivers.attend("other", 0)
+        attendance, other = receivers.attend("one", network), receivers.attend("other", network)
         held = [socket.create_connection(attendance.addresses["cloudwatch"], WAIT_S) for _ in range(3)]
         assert held[2].recv(1) == b""
         assert put(other)[0] == 200
@@ -187,7 +206,7 @@ def _answers(attendance: Attendance) -> bool:
         return False
 
 
-def test_where_too_many_requests_wait_the_next_is_throttled(here: None) -> None:
+def test_where_too_many_requests_wait_the_next_is_throttled(network: Network) -> None:
     gate, entered = threading.Event(), threading.Event()
 
     def slow(_: object) -> None:
@@ -195,7 +214,7 @@ def test_where_too_many_requests_wait_the_next_is_throttled(here: None) -> None:
         assert gate.wait(WAIT_S)
 
     with Receivers(ports=ANY, bounds=Bounds(requests_waiting=1, workers=1), on_metrics=slow) as receivers:
-        attendance = receivers.attend("one", 0)
+        attendance = receivers.attend("one", network)
         first = threading.Thread(target=put, args=(attendance,))
         first.start()
         assert entered.wait(WAIT_S)
@@ -206,7 +225,7 @@ def test_where_too_many_requests_wait_the_next_is_throttled(here: None) -> None:
         assert len(receivers.cloudwatch) == 1
 
 
-def test_listeners_hear_of_everything_once_and_their_failures_end_nothing(here: None) -> None:
+def test_listeners_hear_of_everything_once_and_their_failures_end_nothing(network: Network) -> None:
     heard: list[Any] = []
 
     def on_segment(document: dict[str, Any]) -> None:
@@ -214,7 +233,7 @@ def test_listeners_hear_of_everything_once_and_their_failures_end_nothing(here: 
         raise ValueError("a page is gone")
 
     with Receivers(ports=ANY, on_metrics=heard.extend, on_segment=on_segment) as receivers:
-        attendance = receivers.attend("one", 0)
+        attendance = receivers.attend("one", network)
         send(attendance, HEAD + json.dumps(segment(1)).encode(), HEAD + json.dumps(segment(2)).encode())
         assert len(receivers.xray) == 2
         put(attendance)
@@ -222,8 +241,8 @@ def test_listeners_hear_of_everything_once_and_their_failures_end_nothing(here: 
         assert any("a page is gone" in text and "(2 times)" in text for text in receivers.warnings)
 
 
-def test_metrics_belong_to_the_request_during_which_they_came(receivers: Receivers) -> None:
-    attendance, other = receivers.attend("sandbox", 0), receivers.attend("other", 0)
+def test_metrics_belong_to_the_request_during_which_they_came(receivers: Receivers, network: Network) -> None:
+    attendance, other = receivers.attend("sandbox", network), receivers.attend("other", network)
     receivers.begin("sandbox", "probe", "first")
     put(attendance)
     put(other)
@@ -236,8 +255,8 @@ def test_metrics_belong_to_the_request_during_which_they_came(receivers: Receive
     assert found == [("first", "probe"), (None, None), ("first", "probe"), (None, "probe")]
 
 
-def test_lambdas_own_segments_stand_above_those_of_the_function(receivers: Receivers) -> None:
-    attendance = receivers.attend("sandbox", 0)
+def test_lambdas_own_segments_stand_above_those_of_the_function(receivers: Receivers, network: Network) -> None:
+    attendance = receivers.attend("sandbox", network)
     below = segment(1) | {"type": "subsegment", "parent_id": TRACE.parent_id}
     send(attendance, HEAD + json.dumps(below).encode())
     assert "not received" in receivers.xray[0]["note"]
@@ -269,10 +288,10 @@ def test_embedded_metrics_are_found_in_output_and_invalid_ones_named(receivers: 
     assert "'b'" in warning
 
 
-def test_only_the_receivers_that_are_asked_for_are_opened(here: None) -> None:
+def test_only_the_receivers_that_are_asked_for_are_opened(network: Network) -> None:
     with Receivers(["cloudwatch"], ports=ANY) as metrics, Receivers(["xray"], ports=ANY) as traces:
-        assert set(metrics.attend("one", 0).addresses) == {"cloudwatch"}
-        assert set(traces.attend("one", 0).addresses) == {"xray"}
+        assert set(metrics.attend("one", network).addresses) == {"cloudwatch"}
+        assert set(traces.attend("one", network).addresses) == {"xray"}
         assert not any("XRAY" in name for name in metrics.environment())
         assert not any("CLOUDWATCH" in name for name in traces.environment())
         metrics.invocation(record(), TRACE)
@@ -290,14 +309,14 @@ def test_the_environment_leads_sdks_here() -> None:
     assert found["AWS_ENDPOINT_URL_XRAY"] == "http://127.0.0.1:2000"
 
 
-def test_nothing_is_left_of_many_sandboxes(here: None) -> None:
+def test_nothing_is_left_of_many_sandboxes(network: Network) -> None:
     with Receivers(ports=ANY) as receivers:
-        receivers.attend("warm", 0).close()
-        put(warm := receivers.attend("again", 0))
+        receivers.attend("warm", network).close()
+        put(warm := receivers.attend("again", network))
         warm.close()
         before, threads = descriptors(), threading.active_count()
         for at in range(100):
-            attendance = receivers.attend(f"s{at}", 0)
+            attendance = receivers.attend(f"s{at}", network)
             if at % 10 == 0:
                 put(attendance)
                 send(attendance, HEAD + json.dumps(segment(at + 1)).encode())
@@ -308,28 +327,30 @@ def test_nothing_is_left_of_many_sandboxes(here: None) -> None:
     assert len(receivers.cloudwatch) == 11, "what came in stays readable"
 
 
-def test_sandboxes_that_are_still_there_at_the_end_leave_nothing_either(here: None) -> None:
+def test_sandboxes_that_are_still_there_at_the_end_leave_nothing_either(network: Network) -> None:
     before = descriptors()
     with Receivers(ports=ANY) as receivers:
-        attendance = receivers.attend("one", 0)
+        attendance = receivers.attend("one", network)
         held = socket.create_connection(attendance.addresses["cloudwatch"], WAIT_S)
     held.close()
     attendance.close()
     receivers.close()
     assert descriptors() == before
     with pytest.raises(EngineError, match="closed already"):
-        receivers.attend("two", 0)
+        receivers.attend("two", network)
     assert descriptors() == before
 
 
-def test_a_port_that_is_taken_is_named_and_nothing_stays_open(here: None) -> None:
+def test_a_port_that_is_taken_is_named_and_nothing_stays_open(network: Network) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
         Receivers(ports=Ports(xray=taken.getsockname()[1], cloudwatch=0)) as receivers,
     ):
-        before = descriptors()
         with pytest.raises(EngineError, match="sandbox one"):
-            receivers.attend("one", 0)
+            receivers.attend("one", network)
+        before = descriptors()  # the loop's own among them
+        with pytest.raises(EngineError, match="sandbox one"):
+            receivers.attend("one", network)
         assert descriptors() == before
 
 
@@ -337,7 +358,7 @@ def test_a_process_that_is_gone_is_told() -> None:
     done = subprocess.Popen([sys.executable, "-c", ""])
     done.wait()
     with Receivers() as receivers, pytest.raises(EngineError, match="sandbox one"):
-        receivers.attend("one", done.pid)
+        receivers.attend("one", Namespace(done.pid))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="entering a network namespace takes root, as vantage host does")
@@ -354,7 +375,7 @@ def test_the_sockets_stand_in_the_sandboxs_network_alone() -> None:
     try:
         assert sandbox.stdout.readline() == "ready\n"
         with Receivers() as receivers:
-            attendance = receivers.attend("one", sandbox.pid)
+            attendance = receivers.attend("one", Namespace(sandbox.pid))
             with pytest.raises(OSError, match="refused"):
                 socket.create_connection(attendance.addresses["cloudwatch"], WAIT_S)
             sandbox.stdin.write("go\n")
@@ -372,10 +393,10 @@ def test_output_outside_of_any_request_is_told_apart(receivers: Receivers) -> No
     assert any("two weeks" in text and "outside of any request" in text for text in receivers.warnings)
 
 
-def test_whoever_listens_hears_whose_a_metric_is_at_once(here: None) -> None:
+def test_whoever_listens_hears_whose_a_metric_is_at_once(network: Network) -> None:
     heard: list[dict[str, Any]] = []
     with Receivers(ports=ANY, on_metrics=heard.extend) as receivers:
-        attendance = receivers.attend(record().sandbox_id, 0)
+        attendance = receivers.attend(record().sandbox_id, network)
         put(attendance)  # during init: nobody's request, and no function known yet
         receivers.begin(record().sandbox_id, "probe", "id")
         put(attendance)
@@ -389,10 +410,10 @@ def test_whoever_listens_hears_whose_a_metric_is_at_once(here: None) -> None:
         ]
 
 
-def test_a_warning_is_heard_when_it_comes_for_the_first_time(here: None) -> None:
+def test_a_warning_is_heard_when_it_comes_for_the_first_time(network: Network) -> None:
     heard: list[str] = []
     with Receivers(ports=ANY, on_warning=heard.append) as receivers:
-        attendance = receivers.attend("one", 0)
+        attendance = receivers.attend("one", network)
         for _ in range(2):
             send(attendance, b"no datagram of the daemon's")
             until(lambda: receivers.warnings)
