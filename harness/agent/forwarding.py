@@ -92,15 +92,15 @@ class Forwarder(threading.Thread):
         """What the other end tells; waits for nothing."""
         self._order(functools.partial(self._hear, what, about, body))
 
-    def settle(self, timeout_s: float) -> None:
-        """Return once everything that had come to this end before has been passed on, or the time is up."""
+    def settle(self, timeout_s: float) -> bool:
+        """Whether everything that had come to this end before has been passed on, before the time was up."""
         asked = _Settling()
         with self._guard:
             if self._stopping or threading.current_thread() is self:
-                return
+                return False
             self._settling.append(asked)
             self._wake()
-        asked.done.wait(max(0.0, timeout_s))
+        return asked.done.wait(max(0.0, timeout_s)) and not self._closed
 
     def close(self) -> None:
         """End the thread and close every socket. Safe to call twice, and before it was started."""
