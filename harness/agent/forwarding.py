@@ -102,12 +102,16 @@ class Forwarder(threading.Thread):
             self._wake()
         return asked.done.wait(max(0.0, timeout_s)) and not self._closed
 
-    def close(self) -> None:
-        """End the thread and close every socket. Safe to call twice, and before it was started."""
+    def end(self) -> None:
+        """Tell the thread to close every socket and end; waits for nothing."""
         with self._guard:
             if not self._stopping:
                 self._stopping = True
                 self._wake()
+
+    def close(self) -> None:
+        """End the thread and close every socket. Safe to call twice, and before it was started."""
+        self.end()
         if self.ident is None:
             self._close_all()
         elif self is not threading.current_thread():

@@ -300,7 +300,7 @@ class _Seat:
         def send(what: str, about: dict[str, Any], body: bytes) -> None:
             self._outlet.send(wire.Frame({"seat": name, "tell": what, "with": about}, body).pack())
 
-        self._forwarder = SandboxEnd(f"sockets-{self._name}", send, sockets)
+        self._forwarder = SandboxEnd(f"sockets-in-{self._name}", send, sockets)
         addresses = sockets.addresses
         self._forwarder.start()
         return addresses, b""
@@ -309,6 +309,11 @@ class _Seat:
         if self._forwarder is not None:
             self._forwarder.settle(timeout_s)
         return None, b""
+
+    def end_sockets(self) -> None:
+        """As `do_unlisten`, but waits for nothing: nobody may read any more what their thread still says."""
+        if self._forwarder is not None:
+            self._forwarder.end()
 
     def do_unlisten(self, _: bytes) -> Answer:
         if self._forwarder is not None:
@@ -359,6 +364,8 @@ class Agent:
             for seat in list(self._seats.values()):
                 with contextlib.suppress(Exception):  # the next one must be released whatever became of this one
                     seat.do_release(b"")
+            for seat in list(self._seats.values()):
+                seat.end_sockets()
             self._threads.shutdown(wait=False, cancel_futures=True)
             self._outlet.close()
 

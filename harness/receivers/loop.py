@@ -13,7 +13,7 @@ import selectors
 import socket
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -90,7 +90,8 @@ class Loop(threading.Thread):
         self._orders: deque[Callable[[], None]] = deque()
         self._open: dict[str, list[socket.socket]] = {}
         self._connections: set[_Connection] = set()
-        self._waiting = 0
+        self._waiting: Counter[str] = Counter()
+        """Requests that are being answered, by the name that sent them."""
         self._pool = ThreadPoolExecutor(self._bounds.workers, thread_name_prefix="receivers")
         self._stopping = False
         self._closed = False
@@ -143,11 +144,16 @@ class Loop(threading.Thread):
         """Read what has arrived, then close the sockets of a name; returns when that is done or the time is up."""
         self._wait_for(lambda: self._remove(name), timeout_s)
 
-    def settle(self, *, timeout_s: float) -> None:
-        """Return once everything that had been sent to the sockets before has been handled, or the time is up."""
+    def settle(self, name: str | None = None, *, timeout_s: float) -> None:
+        """Return once everything that a name (None: all) had sent to its sockets before has been handled, or the time is up."""
         deadline = time.monotonic() + timeout_s
         settled: list[bool] = []
-        while self._wait_for(lambda: settled.append(self._drain()), deadline - time.monotonic()):
+
+        def look() -> None:
+            self._drain()
+            settled.append(not (self._waiting.total() if name is None else self._waiting[name]))
+
+        while self._wait_for(look, deadline - time.monotonic()):
             if settled[-1] or time.monotonic() >= deadline:
                 return
             time.sleep(0.002)  # a request is in the pool
@@ -240,15 +246,14 @@ class Loop(threading.Thread):
         for connection in [one for one in self._connections if one.name == name]:
             self._drop(connection)
 
-    def _drain(self) -> bool:
-        """Take what is there; whether no request is under way. Not forever, where a function never stops to send."""
+    def _drain(self) -> None:
+        """Take what is there; not forever, where a function never stops to send."""
         for _ in range(_ROUNDS):
             ready = [(key, events) for key, events in self._selector.select(0) if key.fd != self._wake_read]
             if not ready:
-                break
+                return
             for key, events in ready:
                 self._safely(functools.partial(key.data, events))
-        return not self._waiting
 
     # -- datagrams ----------------------------------------------------------------------------------------------------
 
@@ -370,11 +375,11 @@ class Loop(threading.Thread):
             body=bytes(connection.body),
         )
         connection.body = bytearray()
-        if self._waiting >= self._bounds.requests_waiting:
+        if self._waiting.total() >= self._bounds.requests_waiting:
             self._reply(connection, self._handlers.overloaded(connection.service, request))
             return
         connection.busy = True
-        self._waiting += 1
+        self._waiting[connection.name] += 1
         self._watch(connection)
         future = self._pool.submit(self._handlers.request, connection.name, connection.service, request)
         future.add_done_callback(lambda done: self._answered(connection, done))
@@ -383,7 +388,9 @@ class Loop(threading.Thread):
         """In a thread of the pool."""
 
         def order() -> None:
-            self._waiting -= 1
+            self._waiting[connection.name] -= 1
+            if not self._waiting[connection.name]:
+                del self._waiting[connection.name]
             if connection not in self._connections:
                 return  # its sandbox is gone meanwhile; what it sent has been kept
             connection.busy = False

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -63,12 +63,15 @@ class Attendance:
         self._listening = listening
         self._loop = loop
 
-    def settle(self, timeout_s: float = _SETTLE_S) -> None:
-        """Return once everything that the function had sent before lies before the loop, or the time is up."""
-        self._listening.settle(timeout_s)
+    def settle(self, timeout_s: float) -> None:
+        """Return once everything that the function had sent before has been handled, or the time is up."""
+        deadline = time.monotonic() + timeout_s
+        if threading.current_thread() is not self._loop:
+            self._listening.settle(timeout_s)
+            self._loop.settle(self.sandbox_id, timeout_s=deadline - time.monotonic())
 
     def close(self) -> None:
-        self.settle()
+        self.settle(_SETTLE_S)
         self._loop.remove(self.sandbox_id, timeout_s=_SETTLE_S)
         self._listening.close()
         self._forget()
@@ -77,15 +80,13 @@ class Attendance:
 class _Sandbox:
     """See `harness.vantage.SocketServer`: hands everything to the loop, under the sandbox's id."""
 
-    def __init__(self, sandbox_id: str, loop: Loop, *, came: Callable[[], None], lost: Callable[[int], None]) -> None:
-        self._id, self._loop = sandbox_id, loop
-        self._came, self._lost = came, lost
+    def __init__(self, sandbox_id: str, loop: Loop, lost: Callable[[int], None]) -> None:
+        self._id, self._loop, self._lost = sandbox_id, loop, lost
 
     def serve(self, listeners: Mapping[str, socket.socket], datagrams: socket.socket | None) -> None:
         self._loop.add(self._id, datagrams, listeners)
 
     def connected(self, name: str, connection: socket.socket) -> None:
-        self._came()
         self._loop.connect(self._id, name, connection)
 
     def received(self, datagrams: Sequence[bytes], done: Callable[[], None]) -> None:
@@ -133,7 +134,6 @@ class Receivers:
         self._metrics_dropped = 0
         self._on_warning = on_warning
         self._at_work: dict[str, tuple[str, str | None]] = {}
-        self._senders: set[str] = set()
         self._attendances: dict[str, Attendance] = {}
         self._datagrams_lost = 0
         self._traces = xray.Traces(most_segments=most_segments)
@@ -149,6 +149,9 @@ class Receivers:
         """Close every socket and end the threads; what came in stays readable."""
         with self._lock:
             loop, self._closed = self._loop, True
+            attendances = list(self._attendances.values())
+        for each in attendances:
+            each.close()
         if loop is not None:
             loop.stop()
 
@@ -175,8 +178,7 @@ class Receivers:
         """Open the sockets in a sandbox's network; `EngineError` where that is not possible."""
         loop = self._running_loop()
         loop.add(sandbox_id)
-        came = functools.partial(self._came, sandbox_id)
-        server = _Sandbox(sandbox_id, loop, came=came, lost=self._lost)
+        server = _Sandbox(sandbox_id, loop, self._lost)
         ports = {kind: getattr(self._ports, kind) for kind in self.kinds}
         endpoints = Endpoints(tcp=ports, udp="xray" if "xray" in self.kinds else None)
         try:
@@ -192,10 +194,6 @@ class Receivers:
             self._attendances[sandbox_id] = attendance
         return attendance
 
-    def _came(self, sandbox_id: str) -> None:
-        with self._lock:
-            self._senders.add(sandbox_id)
-
     def _lost(self, datagrams: int) -> None:
         with self._lock:
             first = not self._datagrams_lost
@@ -206,7 +204,6 @@ class Receivers:
     def _left(self, sandbox_id: str) -> None:
         with self._lock:
             self._at_work.pop(sandbox_id, None)
-            self._senders.discard(sandbox_id)
             self._attendances.pop(sandbox_id, None)
 
     def _running_loop(self) -> Loop:
@@ -256,11 +253,9 @@ class Receivers:
         with self._lock:
             attendance = self._attendances.get(record.sandbox_id)
         if attendance is not None:
-            attendance.settle()
-        with self._lock:
-            sends = record.sandbox_id in self._senders
-        if sends:
-            self._settle(())  # what it sent without waiting for an answer has arrived, and may not be read yet
+            attendance.settle(
+                _SETTLE_S
+            )  # what it sent without waiting for an answer has arrived, and may not be read yet
         if record.freeze_ms is None:
             # It runs on, and what it sends before the next request is nobody's. Frozen, it sends nothing.
             with self._lock:
@@ -302,18 +297,14 @@ class Receivers:
             found.append(f"{self._traces.dropped} segments of the oldest traces were let go")
         return found
 
-    def _settle(self, attendances: Iterable[Attendance] | None = None) -> None:
-        """Return once everything that these (None: all) sandboxes had sent before has been handled, or the time is up."""
-        loop = self._loop
-        if loop is None or threading.current_thread() is loop:
-            return
-        if attendances is None:
-            with self._lock:
-                attendances = list(self._attendances.values())
+    def _settle(self) -> None:
         deadline = time.monotonic() + _SETTLE_S
+        with self._lock:
+            loop, attendances = self._loop, list(self._attendances.values())
         for each in attendances:
-            each.settle(max(0.0, deadline - time.monotonic()))
-        loop.settle(timeout_s=max(0.0, deadline - time.monotonic()))
+            each.settle(deadline - time.monotonic())
+        if loop is not None and threading.current_thread() is not loop:
+            loop.settle(timeout_s=deadline - time.monotonic())  # sandboxes that are gone, too
 
     def _warn(self, text: str) -> None:
         with self._lock:
@@ -345,7 +336,6 @@ class Receivers:
         if answered.warning:
             self._warn(answered.warning)
         with self._lock:
-            self._senders.add(sandbox_id)
             name, request_id = self._at_work.get(sandbox_id, (None, None))
         origin = {"source": "api", "function": name, "sandbox_id": sandbox_id, "request_id": request_id}
         self._keep([{**entry, **origin} for entry in answered.metrics])

@@ -252,7 +252,7 @@ class RemoteListening:
     def settle(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         with contextlib.suppress(HarnessError):  # that the agent is gone is for the record to tell
-            self._link.call("settle_sockets", seat=self._seat, patience_s=timeout_s, timeout_s=timeout_s)
+            self._link.call("settle_sockets", seat=self._seat, patience_s=max(0.0, timeout_s), timeout_s=timeout_s)
         self._forwarder.settle(deadline - time.monotonic())
 
     def close(self) -> None:

@@ -29,12 +29,19 @@ class Seat:
     def __init__(self, outlet: Any, name: str, **given: Any) -> None:
         self.outlet, self.name, self.given = outlet, name, given
         self.released = 0
+        self.sockets_ended = False
+        self.heard: list[tuple[str, dict[str, Any], bytes]] = []
+        self.heard_by: set[str] = set()
         self.go_on = threading.Event()
         self.made.append(self)
 
     def call(self, do: str, given: dict[str, Any], body: bytes) -> tuple[Any, bytes]:
         found: tuple[Any, bytes] = getattr(self, f"do_{do}")(body, **given)
         return found
+
+    def hear(self, *what: Any) -> None:
+        self.heard.append(what)
+        self.heard_by.add(threading.current_thread().name)
 
     def do_echo(self, body: bytes, **given: Any) -> tuple[Any, bytes]:
         return given, body
@@ -66,6 +73,9 @@ class Seat:
         for number in range(lines):
             self.outlet.output(self.name, f"id{number // 1000}", b"%d\n" % number)
         return None, b""
+
+    def end_sockets(self) -> None:
+        self.sockets_ended = True
 
     def do_close(self, _: bytes) -> tuple[Any, bytes]:
         return "closed", b""
@@ -162,6 +172,19 @@ def test_a_call_is_of_one_sandbox_and_its_answer_carries_its_number(line: Line, 
     assert isinstance(answer.head["now"], int)
 
 
+def test_what_the_agent_is_told_reaches_the_sandbox_in_order_before_the_call_that_follows(
+    line: Line, seats: list[Seat]
+) -> None:
+    line.ask("sit", "s1")
+    for number in range(200):
+        line.raw(Frame({"seat": "s1", "tell": "data", "with": {"channel": number}}, b"x").pack())
+        line.raw(Frame({"seat": "s9", "tell": "data", "with": {}}).pack())
+    assert line.ask("echo", "s1").head["found"] == {}
+    assert seats[0].heard == [("data", {"channel": number}, b"x") for number in range(200)]
+    (by,) = seats[0].heard_by
+    assert not by.startswith("call"), "calls run in many threads, in any order"
+
+
 def test_calls_wait_for_no_other_call(line: Line) -> None:
     line.ask("sit", "s1")
     waiting = line.send("wait", "s1")
@@ -221,6 +244,7 @@ def test_the_end_of_its_input_releases_every_sandbox_though_one_refuses(line: Li
         line.ask("sit", name, stubborn=stubborn)
     line.end()
     assert [seat.released for seat in seats] == [1, 1, 1]
+    assert all(seat.sockets_ended for seat in seats)
 
 
 def test_an_input_that_is_none_of_ours_releases_every_sandbox_too(line: Line, seats: list[Seat]) -> None:

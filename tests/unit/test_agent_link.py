@@ -297,6 +297,45 @@ def test_what_is_told_of_a_sandbox_arrives_in_order_and_at_its_listener_alone(li
     link.forget("s2")
 
 
+def test_what_is_told_to_the_agent_arrives_in_order_and_waits_for_no_answer(link: Link, pipe: Pipe) -> None:
+    for number in range(100):
+        link.tell("data", seat="s1", body=b"x" * number, channel=number)
+    for number in range(100):
+        frame = pipe.call()
+        assert frame == Frame({"seat": "s1", "tell": "data", "with": {"channel": number}}, b"x" * number)
+
+
+def test_an_agent_that_is_gone_is_told_nothing_more(link: Link, pipe: Pipe) -> None:
+    pipe.trouble = BrokenPipeError(32, "Broken pipe")
+    for _ in range(2):
+        with pytest.raises(EngineError, match="the agent is gone"):
+            link.tell("data", seat="s1")
+    assert link.over
+
+
+def test_whoever_is_attached_is_told_at_once_and_closed_when_it_is_forgotten(link: Link, pipe: Pipe) -> None:
+    heard: list[object] = []
+
+    class Ear:
+        def put(self, *what: object) -> None:
+            heard.append(what)
+
+        def close(self) -> None:
+            heard.append("closed")
+
+    link.attach("s1/sockets", Ear())
+    told = link.listen("s1", lambda *what: None)
+    pipe.tell("s1/sockets", "open", {"channel": 0})
+    pipe.tell("s1", "output")
+    until(lambda: heard, "it to be told")
+    assert heard == [("open", {"channel": 0}, b"")]
+    link.forget("s1/sockets")
+    pipe.tell("s1/sockets", "open")
+    told.drain(10)
+    assert heard[1:] == ["closed"]
+    link.forget("s1")
+
+
 def test_one_who_listens_slowly_keeps_no_call_waiting(link: Link, pipe: Pipe, threads: ThreadPoolExecutor) -> None:
     go_on = threading.Event()
 

@@ -419,3 +419,68 @@ def test_a_warning_is_heard_when_it_comes_for_the_first_time(network: Network) -
             until(lambda: receivers.warnings)
         assert heard == [heard[0]]
         assert len(receivers.warnings) == 1
+
+
+@pytest.fixture
+def agent(one_network: None) -> Iterator[AgentInProcess]:
+    with AgentInProcess() as found:
+        yield found
+
+
+def test_an_agent_that_dies_holds_up_nobody_and_what_had_come_stays(agent: AgentInProcess) -> None:
+    with Receivers(ports=ANY) as receivers:
+        attendance = receivers.attend("one", agent)
+        put(attendance)
+        held = socket.create_connection(attendance.addresses["cloudwatch"], WAIT_S)
+        held.sendall(b"POST / HTTP/1.1\r\n")
+        until(lambda: len(_connections(receivers)) == 1)
+        agent.pipes.die()
+        held.close()
+        receivers.begin("one", "probe", "next")
+        receivers.invocation(record(sandbox_id="one", request_id="next"), TRACE)
+        assert len(receivers.cloudwatch) == 1
+        attendance.close()
+        assert _connections(receivers) == []
+        with pytest.raises(EngineError, match="agent is gone"):
+            receivers.attend("two", agent)
+    until(lambda: not [each for each in threading.enumerate() if each.name.startswith(("receivers", "sockets-"))])
+
+
+def _connections(receivers: Receivers) -> list[Any]:
+    return [] if receivers._loop is None else list(receivers._loop._connections)
+
+
+def test_metrics_that_nobody_waited_for_are_of_the_request_that_sent_them(
+    receivers: Receivers, network: Network
+) -> None:
+    attendance = receivers.attend("sandbox", network)
+    head = "".join(f"{name}: {value}\r\n" for name, value in TARGET.items())
+    request = f"POST / HTTP/1.1\r\nHost: h\r\n{head}Content-Length: {len(FRESH)}\r\n\r\n".encode() + FRESH
+    with socket.create_connection(attendance.addresses["cloudwatch"], WAIT_S) as sock:
+        for number in range(50):
+            receivers.begin("sandbox", "probe", f"r{number}")
+            sock.sendall(request)
+            receivers.invocation(record(request_id=f"r{number}", freeze_ms=None), TRACE)
+    assert [each["request_id"] for each in receivers.cloudwatch] == [f"r{number}" for number in range(50)]
+
+
+def held_by(gate: threading.Event) -> None:
+    assert gate.wait(WAIT_S)
+
+
+def test_datagrams_that_were_lost_are_counted_and_said_once(network: Network) -> None:
+    said: list[str] = []
+    with Receivers(["xray"], ports=ANY, on_warning=said.append) as receivers:
+        attendance = receivers.attend("one", network)
+        gate = threading.Event()
+        assert receivers._loop is not None
+        receivers._loop._tell(lambda: held_by(gate))
+        for _ in range(2):
+            send(attendance, *(HEAD + json.dumps(segment(at + 1) | {"x": "y" * 60_000}).encode() for at in range(400)))
+        gate.set()
+        taken = sum(1 for _ in receivers.xray)
+        lost = [text for text in receivers.warnings if "were lost" in text]
+        assert len(lost) == 1
+        assert 0 < int(lost[0].split()[0]) < 800
+        assert taken > 0
+        assert len([text for text in said if "were lost" in text]) == 1
