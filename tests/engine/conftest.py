@@ -21,6 +21,7 @@ from harness.engine.client import LABEL_OWNER, Engine, EngineFacts
 from harness.errors import EngineError
 from harness.function import Overrides, load
 from harness.invocation import Invocation
+from harness.receivers import Receivers
 from harness.sandbox import Sandbox
 from harness.stand import Stand
 from harness.vantage.host import HostVantage
@@ -124,6 +125,7 @@ class Lab:
         vantage: str = "auto",
         freeze: bool = True,
         on_output: Callable[[bytes], None] | None = None,
+        receivers: Receivers | None = None,
         **settings: Any,
     ) -> Iterator[Stand]:
         """A stand for Python source text (its handler is ``handler``), or for whatever a path names."""
@@ -133,7 +135,9 @@ class Lab:
         if PATIENCE > 1:
             settings = {"timeout_s": scaled(3)} | settings
         function = load(str(source), Overrides(**settings))
-        with Stand(function, vantage=vantage, freeze=freeze, pull=False, on_output=on_output) as stand:
+        with Stand(
+            function, vantage=vantage, freeze=freeze, pull=False, on_output=on_output, receivers=receivers
+        ) as stand:
             yield stand
 
     @contextlib.contextmanager

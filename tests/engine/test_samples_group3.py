@@ -6,16 +6,22 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, VANTAGES, checked
 
 if TYPE_CHECKING:
     from conftest import Lab
+
+    from harness.engine.client import EngineFacts
 
 METRICS = ROOT / "sample_functions/cloudwatch_metrics_node"
 TRACES = ROOT / "sample_functions/xray_tracing_node"
 NAMES = {"ExecutionTime", "OperationTime", "MemoryUtilization", "CPUIntensiveOperations", "EstimatedCost"}
 
-pytestmark = pytest.mark.usefixtures("host")
+
+@pytest.fixture(autouse=True, params=[each for each in VANTAGES if each != "api"])
+def into_its_network(request: pytest.FixtureRequest, facts: EngineFacts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every way there is into a sandbox's network."""
+    monkeypatch.setenv("LAMBDA_HARNESS_VANTAGE", checked(request.param, facts))
 
 
 @pytest.mark.parametrize(("source", "namespace"), [("api", "Sample/ByApi"), ("emf", "Sample/ByLogLine")])
