@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import textwrap
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -783,3 +784,30 @@ def test_a_user_who_is_not_root_gets_the_agent_and_its_exact_figures(lab: Lab, m
         assert record["freeze_ms"] is not None
         assert (record["cpu_quota_us"], record["cpu_period_us"]) == (5788, 20000)
     assert lab.sandboxes() == set()
+
+
+def test_a_user_who_is_not_root_receives_what_functions_send(lab: Lab, member: dict[str, Any]) -> None:
+    source = """
+        import http.client, json, os, socket
+        METRIC = {"Namespace": "App", "MetricData": [{"MetricName": "calls", "Value": 1}]}
+        def handler(event, context):
+            root, parent = [each.partition("=")[2] for each in os.environ["_X_AMZN_TRACE_ID"].split(";")][:2]
+            segment = {"id": "1" * 16, "name": "mine", "trace_id": root, "parent_id": parent, "type": "subsegment",
+                       "start_time": 1.0, "end_time": 2.0}
+            data = b'{"format": "json", "version": 1}\\n' + json.dumps(segment).encode()
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(data, ("127.0.0.1", 2000))
+            connection = http.client.HTTPConnection("127.0.0.1", 9102)
+            target = {"X-Amz-Target": "GraniteServiceVersion20100801.PutMetricData"}
+            connection.request("POST", "/", json.dumps(METRIC), target)
+            return connection.getresponse().status
+    """
+    (member["function"] / "app.py").write_text(textwrap.dedent(source))
+    options = ("--runtime", "python3.13", "--handler", "app.handler", "--no-pull", "--json", "--timeout", "60")
+    command = ("-B", "-m", "harness", "invoke", member["function"], *options, "--receivers", "cloudwatch,xray")
+    done = as_member(member, python_of(member), *command)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert (document["host"]["vantage"], document["invocations"][0]["response"]) == ("agent", 200)
+    assert [each["MetricName"] for each in document["findings"]["cloudwatch"]] == ["calls"]
+    (own,) = document["findings"]["xray"][0]["subsegments"]
+    assert "mine" in [each["name"] for each in own["subsegments"]]
