@@ -375,8 +375,8 @@ class SandboxEnd(Forwarder):
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         number = next(self._numbers)
-        self._send("open", {"channel": number, "endpoint": endpoint}, b"")
         self._add(number, sock)
+        self._send("open", {"channel": number, "endpoint": endpoint}, b"")
         self._watch_listeners()
 
     def _watch_datagrams(self) -> None:
