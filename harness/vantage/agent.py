@@ -65,7 +65,8 @@ _SLACK_S = 30.0
 """How much longer than the agent itself waits its answer is waited for."""
 _CHUNK = 64 * 1024
 _DRAIN_S = 5.0
-_UNLISTEN_S = 10.0
+_SETTLE_SLACK_S = 5.0
+"""The same for what runs after each invocation, and only makes sure that nothing is on its way."""
 _BEHIND = 64
 """How many messages may wait for a slow reader of the function's output before no more of it is taken from the engine."""
 
@@ -251,13 +252,17 @@ class RemoteListening:
 
     def settle(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
-        with contextlib.suppress(HarnessError):  # that the agent is gone is for the record to tell
-            self._link.call("settle_sockets", seat=self._seat, patience_s=max(0.0, timeout_s), timeout_s=timeout_s)
+        if timeout_s <= 0:
+            return
+        # The agent's own time ends first: a call without an answer says that there is no agent.
+        patience_s = timeout_s + _SETTLE_SLACK_S
+        with contextlib.suppress(HarnessError):  # that it is gone is for the record to tell
+            self._link.call("settle_sockets", seat=self._seat, patience_s=patience_s, timeout_s=timeout_s)
         self._forwarder.settle(deadline - time.monotonic())
 
     def close(self) -> None:
         with contextlib.suppress(HarnessError):
-            self._link.call("unlisten", seat=self._seat, patience_s=_UNLISTEN_S)
+            self._link.call("unlisten", seat=self._seat)
         self._link.forget(wire.sockets_of(self._seat))
 
 
