@@ -63,10 +63,10 @@ _HELLO_S = 120.0
 """How long the agent may take to start; under a second, but a minute in an emulated machine."""
 _SLACK_S = 30.0
 """How much longer than the agent itself waits its answer is waited for."""
-_CHUNK = 64 * 1024
-_DRAIN_S = 5.0
 _SETTLE_SLACK_S = 5.0
 """The same for what runs after each invocation, and only makes sure that nothing is on its way."""
+_CHUNK = 64 * 1024
+_DRAIN_S = 5.0
 _BEHIND = 64
 """How many messages may wait for a slow reader of the function's output before no more of it is taken from the engine."""
 
