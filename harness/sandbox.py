@@ -266,7 +266,7 @@ class ContainerCell:
         if not self._watch.relayed:
             raise NotMeasurable(
                 "no init can be made ahead of a request from here: the Runtime API is not relayed",
-                remedy="use the vantage host",
+                remedy="use the vantage host or agent",
             )
         exchange = self._watch.expect(timeout_s=limit_s, init_limit_s=limit_s, ahead=True)
         waiting = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"ahead-{self._id}")

@@ -197,22 +197,22 @@ def test_hosts_that_differ_measure_every_size_and_are_told_apart(
     found = json.loads(done.stdout)
     records = found["invocations"]
     assert {each["outcome"] for each in records} == {"success"}
-    workers = {each["host_id"]: each for each in found["host"]["workers"]}
-    assert len(workers) == 2
-    assert len({each["kernel"] for each in workers.values()}) == 2
+    hosts = {each["host_id"]: each for each in found["host"]["hosts"]}
+    assert len(hosts) == 2
+    assert len({each["kernel"] for each in hosts.values()}) == 2
     assert Counter((each["host_id"], each["memory_mb"], each["cold"]) for each in records) == {
         (host, size, cold): count
-        for host in workers
+        for host in hosts
         for size in (1024, 1769)
         for cold, count in ((True, 2), (False, 4))
     }, "every size on each"
-    vantages = {host: {each["vantage"] for each in records if each["host_id"] == host} for host in workers}
+    vantages = {host: {each["vantage"] for each in records if each["host_id"] == host} for host in hosts}
     assert sorted(vantages.values(), key=str) == [{"agent"}, {"host"}]
     # Both grant the same CPU, and the same CPU time is asked for: what is left of a difference is the hosts' own.
     assert {each["cpu_quota_us"] for each in records} == {11577, 20000}
     compared = found["findings"]["hosts"]
-    assert compared["reference_host_id"] in workers
-    assert [each["host_id"] for each in compared["ratios"]] == sorted(set(workers) - {compared["reference_host_id"]})
+    assert compared["reference_host_id"] in hosts
+    assert [each["host_id"] for each in compared["ratios"]] == sorted(set(hosts) - {compared["reference_host_id"]})
     lab.cli("clean", env={"DOCKER_HOST": other})
     for pid in dask.pids().values():
         assert lab.containers(pid) == set()
