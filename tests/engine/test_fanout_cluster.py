@@ -201,10 +201,7 @@ def test_hosts_that_differ_measure_every_size_and_are_told_apart(
     assert len(hosts) == 2
     assert len({each["kernel"] for each in hosts.values()}) == 2
     assert Counter((each["host_id"], each["memory_mb"], each["cold"]) for each in records) == {
-        (host, size, cold): count
-        for host in hosts
-        for size in (1024, 1769)
-        for cold, count in ((True, 2), (False, 4))
+        (host, size, cold): count for host in hosts for size in (1024, 1769) for cold, count in ((True, 2), (False, 4))
     }, "every size on each"
     vantages = {host: {each["vantage"] for each in records if each["host_id"] == host} for host in hosts}
     assert sorted(vantages.values(), key=str) == [{"agent"}, {"host"}]

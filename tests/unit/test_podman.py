@@ -17,10 +17,14 @@ from urllib.parse import unquote_plus, urlsplit
 
 import pytest
 
+from harness import checkup
 from harness.engine import images
-from harness.engine.client import Engine
+from harness.engine.agent_container import AgentContainer
+from harness.engine.client import LABEL_OWNER, Engine, owner
 from harness.engine.containers import Container, ContainerSpec, Listed
+from harness.engine.volumes import Volumes
 from harness.errors import EngineError, SandboxGone
+from harness.vantage.api import ApiVantage
 
 RECORDED = json.loads(Path(__file__).with_name("podman_4_3_1.json").read_text(encoding="utf-8"))
 MIB = 1024 * 1024
@@ -147,6 +151,36 @@ def test_a_started_container_has_an_address_on_podman_s_network_or_a_published_p
     container._inspect()
     assert container.address == "127.0.0.1:43365"
     assert container.pid == 2529
+
+
+def test_the_agent_s_container_is_made_by_podman_s_own_api_in_the_host_s_cgroup_namespace(
+    engine: Engine, podman: Podman, tmp_path: Path
+) -> None:
+    podman.answers["POST /libpod/containers/create"] = {"status": 201, "body": {"Id": "c1", "Warnings": []}}
+    agent = AgentContainer(engine, Volumes(engine), image_id="sha256:1", code=tmp_path, module="some.module")
+    assert agent._create_podman("volume") == "c1"
+    assert podman.asked[-1] == "POST /libpod/containers/create"
+    asked = podman.bodies[-1]
+    namespaces = {name: asked[name]["nsmode"] for name in ("cgroupns", "pidns", "netns")}
+    assert namespaces == {"cgroupns": "host", "pidns": "host", "netns": "none"}
+    assert asked["cap_drop"] == ["ALL"]
+    assert asked["cap_add"] == ["CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE", "CAP_KILL"]
+    assert asked["no_new_privileges"]
+    assert asked["read_only_filesystem"]
+    assert asked["labels"][LABEL_OWNER] == owner(), "or nobody would remove it"
+    assert asked["command"] == ["-m", "some.module"]
+
+
+@pytest.mark.parametrize(("rootless", "believed"), [(True, False), (False, True)])
+def test_what_a_rootless_podman_says_that_it_can_limit_is_its_own_cgroup_s(
+    engine: Engine, podman: Podman, rootless: bool, believed: bool
+) -> None:
+    info = json.loads(json.dumps(RECORDED["GET /info"]))
+    info["body"] |= {"Rootless": rootless, "CpuCfsQuota": False, "CPUSet": False, "SwapLimit": False}
+    podman.answers["GET /info"] = info
+    facts = engine.facts()
+    found = checkup.situation(engine, facts, ApiVantage(engine, facts))
+    assert (found.can_limit.get("CPU time") is False) == believed
 
 
 # -- limits -------------------------------------------------------------------------------------------------------------

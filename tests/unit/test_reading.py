@@ -117,6 +117,23 @@ def test_where_the_processes_are_in_a_group_below_the_limits_are_read_above(v2: 
     assert files.holds_memory_limit(limit) is True
 
 
+def test_where_the_group_below_has_limits_they_are_the_exact_ones(v2: Path) -> None:
+    """crun sets them on both; systemd rounds the quota of the scope, and takes memory and swap together for swap."""
+    scope = v2 / f"sys/fs/cgroup/system.slice/docker-{V2_ID}.scope"
+    inner = scope / "container"
+    inner.mkdir()
+    for file in ("cgroup.procs", "memory.max", "memory.swap.max", "cpu.max"):
+        (inner / file).write_text((scope / file).read_text())
+    (inner / "memory.swap.max").write_text("0\n")
+    (inner / "cpu.max").write_text("5788 20000\n")
+    (scope / "cpu.max").write_text("5800 20000\n")
+    (scope / "memory.swap.max").write_text("209715200\n")
+    (v2 / f"proc/{V2_RIE}/cgroup").write_text(f"0::/system.slice/docker-{V2_ID}.scope/container\n")
+    files = opened(v2, V2_ID, V2_RIE)
+    assert files.quota() == (5788, 20000)
+    assert files.swap_limited() is True
+
+
 def test_a_limit_that_cannot_be_read_is_neither_held_nor_broken(v1: Path) -> None:
     files = opened(v1, V1_ID, V1_RIE)
     file = v1 / f"sys/fs/cgroup/memory/docker/{V1_ID}/memory.limit_in_bytes"
