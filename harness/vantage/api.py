@@ -21,7 +21,6 @@ from harness.engine.client import Engine, EngineFacts
 from harness.engine.containers import Container, Listed
 from harness.engine.volumes import Volumes
 from harness.errors import EngineError, LimitError
-from harness.invocation import PeakMethod
 from harness.kernel import available_bytes, cpu_model, is_this_machine, tick_hz
 from harness.memory_watch import MemoryWatch
 from harness.tiers import CPU_PERIOD_US, Tier
@@ -39,10 +38,14 @@ _MARKS = (
     "only root could reset the kernel's marks: where one did not rise, peak_memory_bytes is not known, and peak_rss_bytes is "
     "the largest sample, a lower bound (peak_method sampled)"
 )
+_NO_PEAK = (
+    "peak_rss_bytes and Max Memory Used are not measured: the engine's API tells no process's peak, only what was left after "
+    "the response (resident_after_bytes)"
+)
 _NOTES = (
     "cpu_ms and throttled_ms include the RIE, and are not measured without freezing",
     _COLD,
-    "peak_rss_bytes is what was resident after the response, a lower bound: the engine's API tells no process's peak",
+    _NO_PEAK,
     _DEADLINE,
 )
 _NOTES_WHERE_READ = (
@@ -448,8 +451,8 @@ def _of_processes(runtime: list[Listed]) -> dict[str, Any]:
         "threads": reading.total_of([each.threads for each in runtime]),
     }
     if runtime:
-        resident = sum(each.rss_bytes for each in runtime)
-        found |= {"resident_after_bytes": resident, "peak_rss_bytes": resident, "peak_method": PeakMethod.SAMPLED}
+        # No peak: what is left after the response may be any part of what was there before.
+        found["resident_after_bytes"] = sum(each.rss_bytes for each in runtime)
     return found
 
 
