@@ -537,4 +537,4 @@ class Crowd(RuleBasedStateMachine):
 
 
 TestCrowd = Crowd.TestCase
-TestCrowd.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestCrowd.settings = settings(max_examples=40, stateful_step_count=25)

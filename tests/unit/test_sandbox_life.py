@@ -174,7 +174,7 @@ class Life(RuleBasedStateMachine):
             assert open_freezes == self.cell.fake_reach.frozen == isinstance(self.sandbox.phase, Frozen | FrozenBroken)
 
 
-Life.TestCase.settings = settings(max_examples=120, stateful_step_count=25, deadline=None)
+Life.TestCase.settings = settings(max_examples=120, stateful_step_count=25)
 TestLife = Life.TestCase
 
 

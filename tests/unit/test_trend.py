@@ -129,7 +129,7 @@ def test_a_long_series_is_judged_like_a_short_one() -> None:
     assert found.slope == pytest.approx(60 * KB, rel=0.01)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 2**33), max_size=40))
 def test_no_series_breaks_it(values: list[int]) -> None:
     found = judge(values, material=2048)
@@ -140,7 +140,7 @@ def test_no_series_breaks_it(values: list[int]) -> None:
         assert found.ci_low <= found.slope <= found.ci_high
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(10, 80), st.floats(4096, 1e7))
 def test_a_steady_leak_is_found_at_every_length_and_speed(count: int, slope: float) -> None:
     assert judge([6e6 + slope * n for n in range(count)], material=2048).direction is Direction.GROWS

@@ -346,20 +346,20 @@ def test_while_another_command_fills_the_same_volume_it_is_waited_for(
 
     def put() -> None:
         filling.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
 
     api.on_put = put
     found: list[str] = []
     first = threading.Thread(target=lambda: found.append(key(engine, code)))
     first.start()
-    assert filling.wait(10)
+    assert filling.wait(60)
     second = threading.Thread(target=lambda: found.append(key(engine, code)))
     second.start()
     second.join(0.3)
     assert second.is_alive(), "what is not whole must not be used"
     go_on.set()
     for each in (first, second):
-        each.join(10)
+        each.join(60)
     assert len(found) == 2
     assert found[0] == found[1]
     assert api.filled() == 1
