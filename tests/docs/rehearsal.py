@@ -116,12 +116,12 @@ class Checkout:
             found["AWS_ENDPOINT_URL_LAMBDA"] = f"http://127.0.0.1:{service.port}"
         return found
 
-    def run(self, command: str, *, folder: str = ".", service: Service | None = None) -> Run:
-        """Runs a command, once: another of the same text shares the result, unless its database came or went."""
+    def run(self, command: str, *, folder: str = ".", service: Service | None = None, anew: bool = False) -> Run:
+        """Runs a command, once: another of the same text shares the result, unless ``anew`` or its database came or went."""
         if service:
             return self._run(command.replace(DOCUMENTED_PORT, service.port), folder, service)
         key = f"{self._generation if _DATABASE in command else 0}:{folder}:{command}"
-        if key not in self._ran:
+        if anew or key not in self._ran:
             self._ran[key] = self._run(command, folder, None)
         return self._ran[key]
 

@@ -76,6 +76,8 @@ ENDS_WITH = (
 )
 NEEDS_SERVICE = re.compile(r"^(aws|curl) |:4577|^lambda-harness logs ")
 
+UNDECIDED = "Inconclusive"
+
 FOUND = [command for path in documents() for command in commands(path)]
 
 
@@ -132,7 +134,7 @@ def folder_of(command: Command) -> str:
     return gone[-1].text.removeprefix("cd ") if gone else "."
 
 
-def run(command: Command, place: Checkout) -> Run | None:
+def run(command: Command, place: Checkout, *, anew: bool = False) -> Run | None:
     text = as_it_is_run(command, place)
     if text is None:
         return None
@@ -145,7 +147,7 @@ def run(command: Command, place: Checkout) -> Run | None:
         above = [each for each in FOUND if each.document == command.document and each.line < command.line]
         (*_, serving) = [each.text for each in above if each.text.startswith("lambda-harness serve")]
         return place.run(text, service=place.service(command.document, serving))
-    return place.run(text, folder=folder_of(command))
+    return place.run(text, folder=folder_of(command), anew=anew)
 
 
 def synopsis(command: Command, place: Checkout) -> None:
@@ -168,6 +170,10 @@ def test_it_does_what_the_document_says(command: Command, place: Checkout) -> No
     done = run(command, place)
     if done is None:
         return
+    if done.out[:1] == (UNDECIDED,) and UNDECIDED not in command.output:
+        # A busy host can scatter the points of a leak hunt too much; a verdict that comes out wrong is no such case.
+        done = run(command, place, anew=True)
+        assert done is not None
     texts = (command.text, with_what_stands_for(command.text))
     expected = next((codes for pattern, codes in ENDS_WITH if any(re.search(pattern, each) for each in texts)), {0})
     assert done.code in expected, f"{command}\nexit {done.code}:\n" + "\n".join((*done.out[-10:], *done.error[-20:]))

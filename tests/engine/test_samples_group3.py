@@ -18,12 +18,13 @@ TRACES = ROOT / "sample_functions/xray_tracing_node"
 NAMES = {"ExecutionTime", "OperationTime", "MemoryUtilization", "CPUIntensiveOperations", "EstimatedCost"}
 
 
-@pytest.fixture(autouse=True, params=[each for each in VANTAGES if each != "api"])
+@pytest.fixture(params=[each for each in VANTAGES if each != "api"])
 def into_its_network(request: pytest.FixtureRequest, facts: EngineFacts, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every way there is into a sandbox's network."""
     monkeypatch.setenv("LAMBDA_HARNESS_VANTAGE", checked(request.param, facts))
 
 
+@pytest.mark.usefixtures("into_its_network")
 @pytest.mark.parametrize(("source", "namespace"), [("api", "Sample/ByApi"), ("emf", "Sample/ByLogLine")])
 def test_the_same_metrics_arrive_by_a_call_and_by_a_log_line(lab: Lab, source: str, namespace: str) -> None:
     found = lab.document("invoke", METRICS, "--no-pull", "-n", 2)
@@ -85,6 +86,7 @@ def test_a_sweep_has_metrics_of_each_memory_size(lab: Lab) -> None:
     assert sizes == {"512", "1024"}
 
 
+@pytest.mark.usefixtures("into_its_network")
 def test_the_steps_hang_below_the_segment_of_their_own_invocation(lab: Lab) -> None:
     found = lab.document("invoke", TRACES, "--no-pull", "-n", 3)
     traces = found["findings"]["xray"]
