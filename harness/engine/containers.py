@@ -19,7 +19,7 @@ import docker.errors
 import requests.exceptions
 from docker.types import LogConfig, Mount, Ulimit
 
-from harness.engine import podman
+from harness.engine import podman, volumes
 from harness.engine.client import ENGINE_FAILURES, SILENT_ENGINE, Engine
 from harness.errors import EngineError, SandboxGone
 
@@ -129,6 +129,17 @@ class Container:
     def __enter__(self) -> Container:
         with self._engine.asked(f"create a container of image {self.spec.image}"):
             self.id = self._create()
+            try:
+                gone = volumes.missing(self._engine, self.spec.binds)
+            except BaseException:
+                self.remove()
+                raise
+        if gone:
+            self.remove()
+            raise EngineError(
+                f"the volume {gone[0]} was removed by another command before the container held it",
+                remedy="run the command again: the content is brought in anew",
+            )
         return self
 
     def __exit__(self, *_: object) -> None:

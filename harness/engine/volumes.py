@@ -2,6 +2,9 @@
 
 A volume is filled once, through a container that is never started, and used read-only ever after. Beside it an empty volume
 says that it was filled to the end: volumes cannot be renamed, and a mark inside would be seen by the function.
+
+Nobody tells when content is needed for the last time, so whoever brings something new removes what is old and unused: how
+many volumes there are is bounded by how often the content changes in `KEEP_DAYS`.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import datetime
 import stat
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -86,6 +89,7 @@ class Volumes:
             while not self._filled(name):
                 archive.seek(0)
                 if self._fill(name, archive, image_id):
+                    remove_unused(self._engine)
                     break
                 if time.monotonic() >= deadline:
                     raise EngineError(
@@ -152,6 +156,21 @@ class Volumes:
             if owner_is_gone((container["Config"].get("Labels") or {}).get(LABEL_OWNER, "")):
                 # By its id: the name may be the next one's by now.
                 api.remove_container(container["Id"], force=True, v=True)
+
+
+def missing(engine: Engine, binds: Iterable[str]) -> list[str]:
+    """Those of a new container's sources that are volumes of this module, and empty.
+
+    The engine made them with the container, since they were removed after they had been found. From then on they are in use,
+    and nobody removes them.
+    """
+    found = []
+    for name in binds:
+        if name.startswith(_PREFIX):
+            labels = engine.docker.api.inspect_volume(name).get("Labels") or {}
+            if labels.get(LABEL_CONTENT) != name:
+                found.append(name)
+    return found
 
 
 def remove_unused(engine: Engine, *, everything: bool = False) -> list[str]:

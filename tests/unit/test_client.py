@@ -263,6 +263,21 @@ def raising(error: Exception) -> Callable[..., Any]:
     return call
 
 
+def test_a_container_whose_volume_was_removed_under_it_does_not_start() -> None:
+    """It would run without the function's code, and say that there is no handler."""
+    removed: list[str] = []
+    found = container(
+        create_host_config=lambda **_: {},
+        create_container=lambda *_, **__: {"Id": "1"},
+        inspect_volume=lambda _: {"Labels": None},  # as the engine makes one without a word
+        remove_container=lambda name, **_: removed.append(name),
+    )
+    found.spec = dataclasses.replace(found.spec, binds={"lambda-harness-content-12": ("/var/task", "ro")})
+    with pytest.raises(EngineError, match="lambda-harness-content-12 was removed by another command"):
+        found.__enter__()
+    assert removed == ["1"]
+
+
 def test_processes_are_listed_with_threads_where_ps_knows_them() -> None:
     found = container(top=lambda name, arguments: {"Processes": [["7", "26552", "9"]]}).processes()
     assert found == {7: Listed(rss_bytes=26552 * 1024, threads=9)}

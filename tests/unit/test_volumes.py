@@ -20,7 +20,7 @@ import pytest
 from harness import packing
 from harness.engine import volumes
 from harness.engine.client import LABEL_OWNER, owner
-from harness.engine.volumes import KEEP_DAYS, LABEL_CONTENT, Volumes, remove_unused
+from harness.engine.volumes import KEEP_DAYS, LABEL_CONTENT, Volumes, missing, remove_unused
 from harness.errors import EngineError
 
 IMAGE = "sha256:any"
@@ -515,3 +515,25 @@ def test_content_without_its_mark_goes_too(engine: Any, api: Api, code: Path) ->
     api.remove_volume(name + "-filled")
     assert remove_unused(engine, everything=True) == [f"volume {name}"]
     assert api.volumes == {}
+
+
+def test_whoever_brings_something_new_removes_what_is_old_and_unused(
+    engine: Any, api: Api, code: Path, tmp_path: Path
+) -> None:
+    old, used, young = (key(engine, tree(tmp_path / name, {name: b"1"})) for name in ("old", "used", "young"))
+    for each in (old, used):
+        aged(api, each, LONG_AGO)
+    lock(api, used, owner())
+    key(engine, tmp_path / "young")
+    assert old in api.volumes, "nothing new came"
+    new = key(engine, code)
+    assert set(api.volumes) == {each + mark for each in (used, young, new) for mark in ("", "-filled")}
+
+
+def test_a_volume_that_the_engine_made_in_place_of_a_removed_one_is_missed(engine: Any, api: Api, code: Path) -> None:
+    name = key(engine, code)
+    binds = {name: ("/var/task", "ro"), "/host/path": ("/opt", "ro")}
+    assert missing(engine, binds) == []
+    api.remove_volume(name)
+    lock(api, name, owner())
+    assert missing(engine, binds) == [name]
