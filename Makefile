@@ -49,11 +49,17 @@ samples: venv
 test-tools:
 	@scripts/test_tools.sh
 
-# The tests' own exit status counts; the coverage is told either way.
-test: images test-tools samples
+# Images are mostly waited for, and unit tests need none. Together on a first run, each shown when it is done; no target for people.
+.PHONY: test-unit
+test-unit: venv
+	@$(BIN)/coverage run -m pytest -n 2 --dist worksteal $(PYTEST_ARGS) tests/unit tests/reports
+
+# The tests' own exit status counts; the coverage is told either way. Not by $(MAKE), or --dry-run would run all of it.
+test: engine test-tools
 	@rm -f .coverage .coverage.*
+	@echo "unit tests, while images and samples are got ready where they are not there: each is shown when it is done"
 	@status=0; \
-	$(BIN)/coverage run -m pytest -n 2 --dist worksteal $(PYTEST_ARGS) tests/unit tests/reports || status=$$?; \
+	make --no-print-directory --jobs 2 --keep-going --output-sync=target test-unit images samples || status=$$?; \
 	$(BIN)/coverage run -m pytest $(PYTEST_ARGS) tests/engine || status=$$?; \
 	$(BIN)/coverage run -m pytest $(PYTEST_ARGS) tests/docs || status=$$?; \
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report || [ $$status -ne 0 ] || status=1; \
