@@ -44,6 +44,7 @@ INSTEAD: dict[str, tuple[str | None, str]] = {
     ),
     ".venv/bin/python bench/fidelity.py --factors": (".venv/bin/python bench/fidelity.py --help", "ten minutes"),
     ".venv/bin/python bench/overhead.py": (".venv/bin/python bench/overhead.py --help", "minutes, and a quiet machine"),
+    ".venv/bin/python bench/engines.py": (".venv/bin/python bench/engines.py --help", "a minute"),
     ".venv/bin/python bench/verdicts.py": (".venv/bin/python bench/verdicts.py --help", "four minutes"),
     ".venv/bin/python bench/experiments.py --measure": (
         ".venv/bin/python bench/experiments.py --help",

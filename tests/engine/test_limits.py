@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import invoke, until
+from conftest import invoke, scaled, until
 
 from harness.cgroup import cpus_of, locate
 from harness.errors import EngineError, UsageError
@@ -129,7 +129,7 @@ def kernel(sandbox: Sandbox) -> dict[str, str]:
 def small(lab: Lab, facts: EngineFacts) -> Iterator[Sandbox]:
     from conftest import checked
 
-    with lab.sandbox(PROBE, vantage=checked("host", facts), memory_mb=128, timeout_s=60) as found:
+    with lab.sandbox(PROBE, vantage=checked("host", facts), memory_mb=128, timeout_s=scaled(60)) as found:
         invoke(found)
         yield found
 
@@ -182,7 +182,7 @@ def test_a_full_tmp_is_enospc_at_its_exact_size_and_is_not_charged_as_memory(sma
 
 
 def test_what_lies_in_tmp_is_not_the_function_s_memory(lab: Lab, host: str) -> None:
-    with lab.sandbox(PROBE, vantage=host, memory_mb=128, timeout_s=60) as sandbox:
+    with lab.sandbox(PROBE, vantage=host, memory_mb=128, timeout_s=scaled(60)) as sandbox:
         record = invoke(sandbox, op="write", mb=200)
     assert (record.outcome, record.response) == (Outcome.SUCCESS, 200 * MIB), (
         "200 MB of files fit into 128 MB of memory"
@@ -194,7 +194,7 @@ def test_what_lies_in_tmp_is_not_the_function_s_memory(lab: Lab, host: str) -> N
 
 
 def test_a_function_that_forks_2000_processes_is_stopped_at_1024_and_cleaned_up(lab: Lab, vantage: str) -> None:
-    with lab.sandbox(PROBE, vantage=vantage, memory_mb=1769, timeout_s=60) as sandbox:
+    with lab.sandbox(PROBE, vantage=vantage, memory_mb=1769, timeout_s=scaled(60)) as sandbox:
         record = invoke(sandbox, op="fork")
         assert record.outcome is Outcome.SUCCESS, record.error_message
         born, refused = record.response
@@ -239,7 +239,7 @@ class Init:
 
 
 def test_init_is_boosted_and_a_suppressed_init_is_not(lab: Lab, host: str) -> None:
-    with lab.sandbox(WAITING, vantage=host, memory_mb=256, timeout_s=20) as sandbox:
+    with lab.sandbox(WAITING, vantage=host, memory_mb=256, timeout_s=scaled(20)) as sandbox:
         group = reach(sandbox).cgroup
         first = Init(sandbox, op="exit")
         assert group.cpu()[0] == BOOST_VCPUS * CPU_PERIOD_US, "two vCPUs during init"
@@ -327,7 +327,7 @@ def test_where_nothing_limits_tmp_it_is_counted_and_flagged(lab: Lab, monkeypatc
 
     monkeypatch.setattr(host_vantage, "_make_disk", no_disk)
     for vantage in ("auto", "api"):
-        with lab.sandbox(FILLS_TMP, vantage=vantage, timeout_s=60, memory_mb=1769) as sandbox:
+        with lab.sandbox(FILLS_TMP, vantage=vantage, timeout_s=scaled(60), memory_mb=1769) as sandbox:
             small, large = invoke(sandbox, mb=20), invoke(sandbox, mb=530)
         assert small.tmp_bytes is not None, vantage
         assert 20 * MIB <= small.tmp_bytes < 21 * MIB

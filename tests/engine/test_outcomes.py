@@ -240,7 +240,7 @@ def test_100_mb_of_output_pass_through_in_bounded_memory(lab: Lab, host: str) ->
         nonlocal seen
         seen += len(output)
 
-    with lab.sandbox(source, vantage=host, memory_mb=1769, timeout_s=60, on_output=count) as sandbox:
+    with lab.sandbox(source, vantage=host, memory_mb=1769, timeout_s=scaled(60), on_output=count) as sandbox:
         invoke(sandbox)
         seen, before_kb = 0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         found = invoke(sandbox)
@@ -296,7 +296,7 @@ def test_a_container_that_someone_removes_in_the_middle_is_an_engine_error_on_th
             time.sleep(60)
     """
     asleep = threading.Event()
-    with lab.sandbox(source, vantage=vantage, timeout_s=60, on_output=lambda _: asleep.set()) as sandbox:
+    with lab.sandbox(source, vantage=vantage, timeout_s=scaled(60), on_output=lambda _: asleep.set()) as sandbox:
 
         def remove() -> None:
             assert asleep.wait(30)
