@@ -1,0 +1,74 @@
+#!/bin/sh
+# What each figure is worth on the virtual machine's engine, in every way there is to it; stores the runs for docs/engines.md.
+#   engines.sh [--kernel new|old] [--driver systemd|cgroupfs] [--engine docker|podman|docker-rootless|podman-rootless] [WAY...]
+# WAY: inside:host (not on a rootless engine), inside:agent, inside:api, and through the forwarded port outside:agent, outside:api.
+# Without one: all of them.
+# 'bench/engines.py --table' then prints the matrix. A figure that is wrong ends it with exit code 8, the others done.
+set -eu
+# shellcheck source-path=SCRIPTDIR source=settings.sh
+. "$(dirname "$0")/settings.sh"
+
+kernel=new
+driver=systemd
+engine=docker
+while [ $# -gt 0 ]; do
+    case $1 in
+        --kernel) kernel=${2:-} ;;
+        --driver) driver=${2:-} ;;
+        --engine) engine=${2:-} ;;
+        inside:host | inside:agent | inside:api | outside:agent | outside:api) break ;;
+        *) fail "engines.sh does not know '$1'" "the head of $0 tells what it takes" ;;
+    esac
+    [ $# -ge 2 ] || fail "$1 needs a value"
+    shift 2
+done
+if [ $# -eq 0 ]; then
+    set -- inside:agent inside:api outside:agent outside:api
+    case $engine in *-rootless) ;; *) set -- inside:host "$@" ;; esac
+fi
+
+started=""
+measuring=""
+result=$(mktemp)
+# shellcheck disable=SC2317  # by the trap
+give_back() {
+    status=$?
+    trap - EXIT INT TERM HUP
+    if [ -n "$measuring" ]; then
+        kill -INT "$measuring" 2> /dev/null || true
+        wait "$measuring" || true
+    fi
+    rm -f "$result"
+    [ -z "$started" ] || "$vm_dir/stop.sh" || true
+    exit "$status"
+}
+trap give_back EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+if is_running; then
+    [ "$(cat "$state/kind")" = "$kernel $driver $engine" ] || fail "a virtual machine of another kind runs: $(cat "$state/kind")" "scripts/vm/stop.sh ends it"
+else
+    "$vm_dir/start.sh" --kernel "$kernel" --driver "$driver" --engine "$engine"
+    started=yes
+fi
+
+cd "$checkout"
+wrong=0
+for way in "$@"; do
+    vantage=${way#*:}
+    say "$way"
+    set -- bench/engines.py --emulated --json --vantage "$vantage"
+    # In the background, since a shell hears no signal before what it has in the foreground ends.
+    case $way in
+        inside:*) env --default-signal=INT "$vm_dir/inside.sh" python "$@" > "$result" & ;;
+        outside:*) DOCKER_HOST=tcp://127.0.0.1:$engine_port env --default-signal=INT "$python" "$@" > "$result" & ;;
+    esac
+    measuring=$!
+    status=0
+    wait "$measuring" || status=$?
+    measuring=""
+    [ "$status" = 0 ] || [ "$status" = 8 ] || exit "$status"
+    "$python" bench/engines.py --take --out docs/results/engines < "$result" || wrong=$?
+done
+exit "$wrong"
