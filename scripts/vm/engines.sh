@@ -8,16 +8,10 @@ set -eu
 # shellcheck source-path=SCRIPTDIR source=settings.sh
 . "$(dirname "$0")/settings.sh"
 
-kernel=new
-driver=systemd
-engine=docker
 while [ $# -gt 0 ]; do
     case $1 in
-        --kernel) kernel=${2:-} ;;
-        --driver) driver=${2:-} ;;
-        --engine) engine=${2:-} ;;
         inside:host | inside:agent | inside:api | outside:agent | outside:api) break ;;
-        *) fail "engines.sh does not know '$1'" "the head of $0 tells what it takes" ;;
+        *) machine_option "$1" "${2:-}" || fail "engines.sh does not know '$1'" "the head of $0 tells what it takes" ;;
     esac
     [ $# -ge 2 ] || fail "$1 needs a value"
     shift 2
@@ -46,12 +40,7 @@ trap give_back EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
-if is_running; then
-    [ "$(cat "$state/kind")" = "$kernel $driver $engine" ] || fail "a virtual machine of another kind runs: $(cat "$state/kind")" "scripts/vm/stop.sh ends it"
-else
-    "$vm_dir/start.sh" --kernel "$kernel" --driver "$driver" --engine "$engine"
-    started=yes
-fi
+borrow_machine
 
 cd "$checkout"
 wrong=0

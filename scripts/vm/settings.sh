@@ -64,3 +64,28 @@ is_running() {
     # Linux cuts names of processes at 15 characters.
     [ -n "$running" ] && [ "$(cat "/proc/$running/comm" 2> /dev/null)" = "qemu-system-x86" ]
 }
+
+# What kind of machine is asked for: the options that start.sh, test.sh and engines.sh share. `machine_option NAME VALUE` is
+# false where NAME is none of them.
+kernel=new
+driver=systemd
+engine=docker
+machine_option() {
+    case $1 in
+        --kernel) kernel=$2 ;;
+        --driver) driver=$2 ;;
+        --engine) engine=$2 ;;
+        *) return 1 ;;
+    esac
+}
+# The machine that runs, if it is of that kind, or one that is booted now: then sets `started`, and the caller ends it.
+borrow_machine() {
+    started=""
+    if is_running; then
+        [ "$(cat "$state/kind")" = "$kernel $driver $engine" ] \
+            || fail "a virtual machine of another kind runs: $(cat "$state/kind")" "scripts/vm/stop.sh ends it"
+    else
+        "$vm_dir/start.sh" --kernel "$kernel" --driver "$driver" --engine "$engine"
+        started=yes
+    fi
+}

@@ -5,16 +5,8 @@ set -eu
 # shellcheck source-path=SCRIPTDIR source=settings.sh
 . "$(dirname "$0")/settings.sh"
 
-kernel=new
-driver=systemd
-engine=docker
 while [ $# -gt 0 ]; do
-    case $1 in
-        --kernel) kernel=${2:-} ;;
-        --driver) driver=${2:-} ;;
-        --engine) engine=${2:-} ;;
-        *) fail "'$1' is no option of start.sh" "the head of $0 has them all" ;;
-    esac
+    machine_option "$1" "${2:-}" || fail "'$1' is no option of start.sh" "the head of $0 has them all"
     [ $# -ge 2 ] || fail "$1 needs a value"
     shift 2
 done

@@ -13,18 +13,12 @@ set -eu
 
 where=${1:-}
 case $where in inside | outside | beside) shift ;; *) fail "test.sh inside|outside|beside, not '$where'" "the head of $0 tells more" ;; esac
-kernel=new
-driver=systemd
-engine=docker
 vantage=""
 while [ $# -gt 0 ]; do
     case $1 in
-        --kernel) kernel=${2:-} ;;
-        --driver) driver=${2:-} ;;
-        --engine) engine=${2:-} ;;
         --vantage) vantage=${2:-} ;;
         --) shift && break ;;
-        *) break ;;
+        *) machine_option "$1" "${2:-}" || break ;;
     esac
     [ $# -ge 2 ] || fail "$1 needs a value"
     shift 2
@@ -59,12 +53,7 @@ trap give_back EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
-if is_running; then
-    [ "$(cat "$state/kind")" = "$kernel $driver $engine" ] || fail "a virtual machine of another kind runs: $(cat "$state/kind")" "scripts/vm/stop.sh ends it"
-else
-    "$vm_dir/start.sh" --kernel "$kernel" --driver "$driver" --engine "$engine"
-    started=yes
-fi
+borrow_machine
 cd "$checkout"
 export LAMBDA_HARNESS_TEST_PATIENCE="$patience"
 [ -z "$vantage" ] || export LAMBDA_HARNESS_VANTAGE="$vantage"
