@@ -176,16 +176,20 @@ class Trial:
         yield said("request id", little.request_id, little.response["request_id"])
 
     def _share(self) -> Iterator[Figure]:
-        size = 512
-        _, record = self.sandbox([{}, {"burn_s": 2.0}], memory_mb=size)
+        size, brief_s = 512, 0.5
+        long_s = brief_s + (2.0 if self._patience == 1 else 6.0)
+        _, brief, record = self.sandbox([{}, {"burn_s": brief_s}, {"burn_s": long_s}], memory_mb=size)
         granted = tier(size).cpu_quota_us / tier(size).cpu_period_us
         share = record.response["cpu_ms"] / record.response["wall_ms"]
         yield compared("CPU share", round(share, 3), round(granted, 3), within=0.1 * granted)
-        waited = record.response["wall_ms"] - record.response["cpu_ms"]
-        found = compared("throttled_ms", record.throttled_ms, waited, within=0.25 * waited)
+        # A difference of two, as the runtime is throttled around its handler, too: seldom, but in an emulated machine much.
+        pair = (brief, record)
+        before_ms, after_ms = (each.response["wall_ms"] - each.response["cpu_ms"] for each in pair)
+        waited = after_ms - before_ms
+        found = difference("throttled_ms", pair, "throttled_ms", waited, within=0.25 * waited)
         # It may be less: what other programs took of the processor is waiting, too, and no throttling. More is the RIE's on
         # vantage api: one quota holds for both, and the kernel adds up what is throttled on each CPU.
-        if record.throttled_ms is not None and record.throttled_ms > 1.1 * waited:
+        if found.measured is not None and found.measured > 1.1 * waited:
             found = dataclasses.replace(found, is_worth="rough" if record.vantage == "api" else "wrong")
         yield found
 

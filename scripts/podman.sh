@@ -118,7 +118,8 @@ driver = "overlay"
 graphroot = "$state/storage"
 runroot = "$state/runroot"
 CONF
-    setsid podman system service --time=0 "unix://$socket" > "$state/service.log" 2>&1 < /dev/null 3>&- 4>&- 5>&- &
+    # Its monitors leave a file "oom" where they were started, after an out-of-memory kill.
+    env --chdir="$state" setsid podman system service --time=0 "unix://$socket" > "$state/service.log" 2>&1 < /dev/null 3>&- 4>&- 5>&- &
     echo $! > "$state/service.pid"
     waited=0
     until own version > /dev/null 2>&1; do

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from conftest import AGENT, ROOT, WAIT_S, end, invoke, until
+from conftest import AGENT, PATIENCE, ROOT, WAIT_S, end, invoke, scaled, until
 
 from harness import lifecycle
 from harness.context import RequestContext, Trace
@@ -199,7 +199,7 @@ def test_a_sweep_whose_agent_is_killed_says_so_keeps_its_records_and_goes_on(lab
     until(lambda: len(lab.sandboxes(process.pid)) == 2, "its sandboxes")
     said_until(process, "sweep: ")
     lab.engine.docker.api.kill(agent_of(lab, process.pid)["Id"])
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=120 * PATIENCE)
     assert process.returncode == 0, err
     assert "engine_error: EngineError: the agent is gone" in err
     assert "Traceback" not in err
@@ -418,7 +418,7 @@ TELLS = """
 
 
 def test_an_init_ahead_of_requests(lab: Lab) -> None:
-    with lab.stand(TELLS, vantage="agent", timeout_s=5) as stand:
+    with lab.stand(TELLS, vantage="agent", timeout_s=scaled(5)) as stand:
         sandbox = stand.sandbox(provisioned=True)
         sandbox.start()
         try:
@@ -472,7 +472,7 @@ def test_what_travels_with_an_event_is_what_travels_on_host(lab: Lab) -> None:
         )
         with (
             contextlib.suppress(EngineError),
-            lab.sandbox(TELLS, vantage=vantage, timeout_s=5) as sandbox,
+            lab.sandbox(TELLS, vantage=vantage, timeout_s=scaled(5)) as sandbox,
         ):
             for _ in range(2):
                 record = sandbox.invoke(b"{}", context=context)
@@ -506,7 +506,7 @@ def test_a_response_that_is_far_too_large_harms_the_agent_no_more_than_the_rie(l
                 raise ValueError("x" * (event["mb"] << 20))
             return "x" * (event["mb"] << 20)
     """
-    with lab.sandbox(source, vantage="agent", memory_mb=2048, timeout_s=60) as sandbox:
+    with lab.sandbox(source, vantage="agent", memory_mb=2048, timeout_s=scaled(60)) as sandbox:
         assert invoke(sandbox, mb=80).outcome is Outcome.RESPONSE_TOO_LARGE
         assert invoke(sandbox, mb=0).response == ""
         assert invoke(sandbox, mb=40, **{"raise": True}).outcome is not Outcome.SUCCESS
@@ -522,7 +522,9 @@ def test_20_mb_of_output_arrive_in_order_and_their_end_is_the_log_s_tail(lab: La
             return "said"
     """
     digits: list[bytes] = []
-    with lab.sandbox(source, vantage="agent", memory_mb=1769, timeout_s=100, on_output=digits.append) as sandbox:
+    with lab.sandbox(
+        source, vantage="agent", memory_mb=1769, timeout_s=scaled(100), on_output=digits.append
+    ) as sandbox:
         record = invoke(sandbox)
     assert (record.outcome, record.response) == (Outcome.SUCCESS, "said")
     lines = b"".join(digits).split(b"\n")
@@ -551,7 +553,7 @@ def test_who_reads_the_output_slowly_holds_it_up_and_not_the_memory(lab: Lab) ->
         grown = max(grown, me.memory_info().rss - before)
 
     before = me.memory_info().rss
-    with lab.sandbox(source, vantage="agent", memory_mb=1769, timeout_s=60, on_output=slowly) as sandbox:
+    with lab.sandbox(source, vantage="agent", memory_mb=1769, timeout_s=scaled(60), on_output=slowly) as sandbox:
         assert invoke(sandbox).response == "said"
     assert seen == 1600 << 16
     assert grown < 60 << 20
@@ -753,7 +755,7 @@ def as_member(member: dict[str, Any], *command: object) -> subprocess.CompletedP
         },
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=120 * PATIENCE,
         check=False,
     )
 

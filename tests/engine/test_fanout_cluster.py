@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import ROOT, Lab, end, until
+from conftest import PATIENCE, ROOT, Lab, end, until
 
 pytest.importorskip("distributed")
 
@@ -116,7 +116,7 @@ class DaskProcesses:
                 everybody = psutil.Process(process.pid).children(recursive=True)
             process.terminate()
             try:
-                process.wait(timeout=20)
+                process.wait(timeout=20 * PATIENCE)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -193,7 +193,7 @@ def test_hosts_that_differ_measure_every_size_and_are_told_apart(
     dask.worker(*SLOT, env={"DOCKER_HOST": other})
     event = '{"burn_s": 0.05}'
     asked = ("sweep", function, "-m", "1024,1769", "-n", 8, "-e", event, "--scheduler", dask.address)
-    done = lab.cli(*asked, "--json", env=store, timeout_s=1200)
+    done = lab.cli(*asked, "--json", env=store, timeout_s=1200 * PATIENCE)
     found = json.loads(done.stdout)
     records = found["invocations"]
     assert {each["outcome"] for each in records} == {"success"}
@@ -227,7 +227,7 @@ def test_a_worker_that_is_killed_and_comes_back_at_its_address_measures_nothing_
     with lab.start(*asked, env=store) as going:
         until(lambda: lab.containers(victim), "a sandbox of the worker that will die", seconds=START_S)
         os.kill(victim, signal.SIGKILL)
-        out, said = going.communicate(timeout=120)
+        out, said = going.communicate(timeout=120 * PATIENCE)
     assert going.returncode == 0, said
     records = kept(lab, store)
     lost = [each for each in records if each["error_type"] == "WorkerLost"]
@@ -282,7 +282,7 @@ def test_a_scheduler_that_goes_away_ends_the_sweep_with_a_clear_error_and_keeps_
             seconds=START_S,
         )
         dask.running[0].kill()
-        _, said = going.communicate(timeout=120)
+        _, said = going.communicate(timeout=120 * PATIENCE)
     assert going.returncode == 4, said
     assert f"the Dask scheduler at {dask.address} went away" in said
     assert "Traceback" not in said

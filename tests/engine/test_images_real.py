@@ -12,6 +12,7 @@ from typing import Any
 import docker
 import httpx
 import pytest
+from conftest import PATIENCE, WAIT_S
 from docker.models.containers import Container
 
 from harness.engine import build, images, parts
@@ -38,7 +39,7 @@ class Function:
     url: str
 
     def invoke(self, event: Any = None) -> httpx.Response:
-        return httpx.post(self.url, json=event if event is not None else {}, timeout=60)
+        return httpx.post(self.url, json=event if event is not None else {}, timeout=60 * PATIENCE)
 
     def output(self) -> str:
         return self.container.logs().decode()
@@ -99,13 +100,13 @@ def _written(folder: Path, files: dict[str, str]) -> Path:
 
 
 def _listening(container: Container) -> str:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + WAIT_S
     while time.monotonic() < deadline:
         container.reload()
         if published := container.ports.get("8080/tcp"):
             url = f"http://127.0.0.1:{published[0]['HostPort']}"
             try:
-                httpx.get(url, timeout=5)  # 404 from the emulator: it listens
+                httpx.get(url, timeout=5 * PATIENCE)  # 404 from the emulator: it listens
                 return url + INVOKE
             except httpx.TransportError:
                 pass

@@ -22,7 +22,7 @@ from typing import Any, cast
 
 import httpx
 import pytest
-from conftest import ROOT, Lab, until
+from conftest import PATIENCE, ROOT, Lab, until
 from fakes import function
 from fakes_page import PlayedService, Served, traces
 
@@ -66,7 +66,7 @@ class Page:
         return self.driver.execute_script(source, *arguments)
 
     def until(self, condition: Callable[[], object], what: str) -> None:
-        until(condition, what, seconds=40)
+        until(condition, what, seconds=40 * PATIENCE)
 
     def text(self, selector: str) -> str:
         found = self.js("return document.querySelector(arguments[0])?.textContent ?? ''", selector)
@@ -206,10 +206,10 @@ def service(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
         until(lambda: _answers(port) or process.poll() is not None, "the service answers")
         assert process.poll() is None, (folder / "log").read_text()
         yield f"http://127.0.0.1:{port}"
-        with httpx.stream("GET", f"http://127.0.0.1:{port}/_harness/events", timeout=60) as looking:
+        with httpx.stream("GET", f"http://127.0.0.1:{port}/_harness/events", timeout=60 * PATIENCE) as looking:
             assert looking.status_code == 200
             process.send_signal(signal.SIGTERM)
-            process.wait(timeout=60)
+            process.wait(timeout=60 * PATIENCE)
     finally:
         process.kill()
         process.wait(timeout=10)
@@ -221,7 +221,7 @@ def service(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
 
 def _answers(port: int) -> bool:
     with contextlib.suppress(httpx.TransportError):
-        return httpx.get(f"http://127.0.0.1:{port}/_harness/state", timeout=5).status_code == 200
+        return httpx.get(f"http://127.0.0.1:{port}/_harness/state", timeout=5 * PATIENCE).status_code == 200
     return False
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 
 from harness.invocation import Outcome
 
@@ -32,7 +32,7 @@ def answers(lab: Lab, folder: Path, *arguments: object, event: str = "default") 
 
 def database(what: str) -> None:
     command = [str(ROOT / "scripts/database.sh"), what, sys.executable]
-    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=240 * PATIENCE)
     assert done.returncode == 0, done.stderr
 
 

@@ -26,7 +26,7 @@ import psutil
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
-from conftest import WAIT_S, until
+from conftest import PATIENCE, WAIT_S, until
 
 from harness.store import Store
 
@@ -81,7 +81,7 @@ class Service:
         """A client of boto3 that retries nothing and judges no parameters: that is the service's work."""
         config = Config(
             retries={"max_attempts": 0},
-            read_timeout=60,
+            read_timeout=60 * PATIENCE,
             max_pool_connections=60,
             parameter_validation=False,
             **settings,

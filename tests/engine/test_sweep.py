@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import PATIENCE, scaled
 
 SOURCE = """
 import os
@@ -51,7 +52,7 @@ def function(tmp_path_factory: pytest.TempPathFactory) -> Path:
         each.chmod(0o755)
     (folder / "app.py").write_text(SOURCE)
     (folder / "function.toml").write_text(
-        'runtime = "python3.13"\nhandler = "app.handler"\nmemory_mb = 512\ntimeout_s = 20\n'
+        f'runtime = "python3.13"\nhandler = "app.handler"\nmemory_mb = 512\ntimeout_s = {scaled(20)}\n'
     )
     return folder
 
@@ -65,7 +66,9 @@ def command(*words: object) -> list[str]:
     return [sys.executable, "-m", "harness", *map(str, words)]
 
 
-def cli(environment: dict[str, str], *words: object, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+def cli(
+    environment: dict[str, str], *words: object, timeout_s: float = 120 * PATIENCE
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(*words), capture_output=True, text=True, env=environment, timeout=timeout_s, check=False
     )
@@ -171,7 +174,7 @@ def test_ctrl_c_keeps_the_records_and_gives_every_sandbox_back(
     with subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as going:
         wait_for_records(environment, 8)
         going.send_signal(signal.SIGINT)
-        _, said = going.communicate(timeout=30)
+        _, said = going.communicate(timeout=30 * PATIENCE)
     assert going.returncode == 130, said
     assert "Traceback" not in said
     assert sandboxes_of(going.pid) == []
@@ -184,11 +187,11 @@ def test_ctrl_c_keeps_the_records_and_gives_every_sandbox_back(
 
 
 def test_ctrl_c_before_the_first_record_is_answered_at_once(environment: dict[str, str], function: Path) -> None:
-    asked = command("sweep", function, "-m", "512", "-n", 5, "-e", '{"sleep_s": 15}')
+    asked = command("sweep", function, "-m", "512", "-n", 5, "-e", json.dumps({"sleep_s": 15 * PATIENCE}))
     with subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as going:
         wait_for_records(environment, 0)
         going.send_signal(signal.SIGINT)
-        going.communicate(timeout=12)
+        going.communicate(timeout=12 * PATIENCE)
     assert going.returncode == 130
     assert sandboxes_of(going.pid) == []
     listed = document(environment, "runs", "list")["runs"]
@@ -224,7 +227,7 @@ def small_disk(folder: Path) -> Iterator[Path]:
 
 def wait_for_records(environment: dict[str, str], wanted: int) -> None:
     """Until a run is in the history with so many records."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 60 * PATIENCE
     path = Path(environment["LAMBDA_HARNESS_STORE"])
     while time.monotonic() < deadline:
         with (
@@ -237,4 +240,4 @@ def wait_for_records(environment: dict[str, str], wanted: int) -> None:
             if runs and records >= wanted:
                 return
         time.sleep(0.05)
-    pytest.fail(f"no {wanted} records within a minute")
+    pytest.fail(f"no {wanted} records in time")
