@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from harness import host
+from harness.cell import PROVISIONED, SAMPLE_S, CpuBoard, Surroundings
 from harness.debugger import Debug
 from harness.engine import images, parts, relay_mount
 from harness.engine.client import Engine, EngineFacts, owner, owner_is_gone, reap
@@ -25,7 +26,7 @@ from harness.engine.images import ResolvedImage
 from harness.errors import EngineError, UsageError
 from harness.function import Function, ImageCode, Package
 from harness.observer import Observer
-from harness.sandbox import PROVISIONED, SAMPLE_S, CpuBoard, Sandbox, Surroundings
+from harness.sandbox import Sandbox
 from harness.tiers import tier
 from harness.vantage import Vantage
 from harness.vantage.agent import AgentVantage

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 
+from harness.cell import CpuBoard, Surroundings
 from harness.context import RequestContext
 from harness.engine.client import Engine
 from harness.engine.resolved import ImageSource, ResolvedImage
@@ -19,7 +20,6 @@ from harness.errors import EngineError, SandboxGone
 from harness.function import DirectoryCode, Function, Laid
 from harness.invocation import PeakMethod
 from harness.rie import Answer, RieGoneError
-from harness.sandbox import CpuBoard, Surroundings
 from harness.vantage import Attendant, Granted, MemoryWatching, Observation, Reach, TmpVolume, Vantage
 from harness.watch import Exchange
 

@@ -11,13 +11,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from harness.cell import CpuBoard
 from harness.context import RequestContext, Trace
 from harness.errors import EngineError, HarnessError, InitFailed
 from harness.invocation import Invocation, Outcome, PhaseInit
 from harness.lifecycle import Broken, Created, Frozen, FrozenBroken, Idle, ShutDown, Started
 from harness.observer import Observer
 from harness.rie import Answer
-from harness.sandbox import CpuBoard, Sandbox
+from harness.sandbox import Sandbox
 from harness.watch import Exchange
 
 OUTCOMES = {
