@@ -107,11 +107,15 @@ class AgentVantage:
                 remedy="'lambda-harness images build python3.13' makes one, or use --vantage api",
             )
         with contextlib.ExitStack() as undo:
-            code = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="lambda-harness-agent-")))
-            _lay_out(code)
-            container = undo.enter_context(
-                AgentContainer(self._engine, self._volumes, image_id=image_id, code=code, module="harness.agent.inside")
-            )
+            # On this host it is needed until the engine has it: who is killed later leaves none behind.
+            with tempfile.TemporaryDirectory(prefix="lambda-harness-agent-") as folder:
+                code = Path(folder)
+                _lay_out(code)
+                container = undo.enter_context(
+                    AgentContainer(
+                        self._engine, self._volumes, image_id=image_id, code=code, module="harness.agent.inside"
+                    )
+                )
             link = Link(container, on_silence=self._engine.presume_silent)
             undo.callback(link.close)
             link.open(boot_id=kernel.boot_id(), patience_s=_HELLO_S)

@@ -142,11 +142,15 @@ def test_the_agent_s_code_is_one_volume_for_all_commands(lab: Lab) -> None:
 
 
 @pytest.mark.usefixtures("same_kernel")
-def test_an_agent_whose_harness_was_killed_thaws_what_was_frozen_and_ends(lab: Lab) -> None:
+def test_an_agent_whose_harness_was_killed_thaws_what_was_frozen_and_ends(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     process = started(lab, "-n", 2, "--gap", 100, until_said="REPORT RequestId")
     agent, sandbox = agent_of(lab, process.pid), sandbox_pid(lab, process.pid)
     frozen = psutil.Process(sandbox)
     end(process, signal.SIGKILL)
+    assert list(tmp_path.iterdir()) == [], "the agent's code is in the engine"
     api = lab.engine.docker.api
     until(lambda: not api.inspect_container(agent["Id"])["State"]["Running"], "the agent to end by itself")
     state = api.inspect_container(agent["Id"])["State"]
