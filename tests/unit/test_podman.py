@@ -171,6 +171,46 @@ def test_the_agent_s_container_is_made_by_podman_s_own_api_in_the_host_s_cgroup_
     assert asked["command"] == ["-m", "some.module"]
 
 
+def test_a_sandbox_s_container_is_made_by_podman_s_own_api_without_tmpfs_over_its_tmp(
+    engine: Engine, podman: Podman
+) -> None:
+    podman.answers["POST /libpod/containers/create"] = {"status": 201, "body": {"Id": "c1", "Warnings": []}}
+    spec = ContainerSpec(
+        name="lambda-harness-1",
+        image="sha256:1",
+        command=("app.handler",),
+        entrypoint=("/entry",),
+        environment={"A": "1"},
+        labels={LABEL_OWNER: owner()},
+        binds={"/of/this/host": ("/var/task", "ro"), "a-volume": ("/opt", "ro,nocopy")},
+        volumes=("/tmp",),
+        cpuset="0,1",
+        memory_bytes=256 * MIB,
+        publish=True,
+        ports=(5678,),
+    )
+    assert Container(engine, spec)._create_podman() == "c1"
+    asked = podman.bodies[-1]
+    assert (asked["read_only_filesystem"], asked["read_write_tmpfs"]) == (True, False)
+    assert asked["mounts"] == [
+        {"type": "bind", "source": "/of/this/host", "destination": "/var/task", "options": ["rbind", "ro"]}
+    ]
+    assert asked["volumes"] == [{"Dest": "/tmp"}, {"Name": "a-volume", "Dest": "/opt", "Options": ["ro", "nocopy"]}]
+    assert asked["resource_limits"] == {
+        "cpu": {"cpus": "0,1"},
+        "memory": {"limit": 256 * MIB, "swap": 256 * MIB},
+        "pids": {"limit": 1024},
+    }
+    assert {each["host_ip"] for each in asked["portmappings"]} == {"127.0.0.1"}
+    assert [(each["container_port"], each.get("host_port")) for each in asked["portmappings"]] == [
+        (5678, 5678),
+        (8080, None),
+    ]
+    assert asked["r_limits"] == [{"type": "nofile", "soft": 1024, "hard": 1024}]
+    assert (asked["cap_drop"], asked["no_new_privileges"]) == (["ALL"], True)
+    assert (asked["entrypoint"], asked["command"], asked["user"]) == (["/entry"], ["app.handler"], "993:990")
+
+
 @pytest.mark.parametrize(("rootless", "believed"), [(True, False), (False, True)])
 def test_what_a_rootless_podman_says_that_it_can_limit_is_its_own_cgroup_s(
     engine: Engine, podman: Podman, rootless: bool, believed: bool
