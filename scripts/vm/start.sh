@@ -14,6 +14,7 @@ case $kernel in new | old) ;; *) fail "--kernel is 'new' (6.12) or 'old' (6.1), 
 case $driver in systemd | cgroupfs) ;; *) fail "--driver is 'systemd' or 'cgroupfs', not '$driver'" ;; esac
 
 socket=$(engine_socket "$engine")
+attempt=${LAMBDA_HARNESS_VM_ATTEMPT:-1}
 
 if is_running; then
     fail "a virtual machine runs already, process $running" "'scripts/vm/stop.sh' ends it; LAMBDA_HARNESS_VM_STATE and the two ports make room for another"
@@ -65,7 +66,7 @@ done
 setsid qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot -machine pc -name lambda-harness \
     -accel "$accelerator" -cpu "$model" -smp "$cpus" -m "$memory" \
     -kernel "$disk/vmlinuz-$kernel" -initrd "$disk/initrd-$kernel" \
-    -append "root=/dev/vda rw console=ttyS0 net.ifnames=0 quiet mitigations=off random.trust_cpu=on systemd.show_status=no vm.driver=$driver vm.engine=$engine vm.socket=$socket vm.ports=$first_port-$last_port" \
+    -append "root=/dev/vda rw console=ttyS0 net.ifnames=0 quiet panic=-1 mitigations=off random.trust_cpu=on systemd.show_status=no vm.driver=$driver vm.engine=$engine vm.socket=$socket vm.ports=$first_port-$last_port" \
     -drive "file=$disk/disk,format=raw,if=virtio,snapshot=on,cache=unsafe" \
     -drive "file=$state/swap,format=raw,if=virtio,cache=unsafe,discard=unmap" \
     -netdev "user,id=net,hostfwd=tcp:127.0.0.1:$engine_port-:2375,hostfwd=tcp:127.0.0.1:$ssh_port-:22$forwards" \
@@ -78,6 +79,11 @@ echo "$pid" > "$state/pid"
 
 while [ $(($(date +%s) - began)) -lt "$boot_wait_s" ]; do
     if ! kill -0 "$pid" 2> /dev/null; then
+        # Seldom, an emulated kernel with two processors trips over its own code while it patches it.
+        if grep -q "Kernel panic" "$state/console" && [ "$attempt" -lt 3 ]; then
+            say "the kernel panicked while it booted; trying again"
+            LAMBDA_HARNESS_VM_ATTEMPT=$((attempt + 1)) exec "$0" --kernel "$kernel" --driver "$driver" --engine "$engine"
+        fi
         tail -n 5 "$state/console" "$state/qemu.log" >&2 || true
         fail "the virtual machine ended while it booted; the end of its console is above"
     fi
