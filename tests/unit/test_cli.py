@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -258,18 +259,23 @@ def test_what_takes_long_is_said_once_where_stderr_is_no_terminal(
     assert said + capsys.readouterr().err == "pulling an image ...\n"
 
 
-def test_on_a_terminal_the_line_renews_itself_and_goes_away(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+class Terminal(io.StringIO):
+    """Keeps all that is written: pytest's capture loses what is written while it is being read."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_the_line_renews_itself_and_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(talk.Progress, "AFTER_S", 0.0)
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    said = ""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
     with talk.Progress() as progress:
         progress("invoking")
         deadline = time.monotonic() + 10
-        while "invoking" not in said and time.monotonic() < deadline:
-            said += capsys.readouterr().err
-    said += capsys.readouterr().err
+        while "invoking" not in terminal.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    said = terminal.getvalue()
     assert "\r\x1b[Kinvoking (0 s)" in said
     assert said.endswith("\r\x1b[K")
 
