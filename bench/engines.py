@@ -191,9 +191,10 @@ class Trial:
         # vantage api: one quota holds for both, and the kernel adds up what is throttled on each CPU. In an emulated machine
         # it may be the runtime's, around its handler: that takes up to a second, and not the same time twice.
         if found.measured is not None and found.measured > 1.1 * waited:
-            rough = record.vantage == "api"
-            found = dataclasses.replace(found, is_worth="rough" if rough else "wrong")
-            found = found if rough else self._timed(found)
+            if record.vantage == "api":
+                found = dataclasses.replace(found, is_worth="rough")
+            else:
+                found = self._timed(dataclasses.replace(found, is_worth="wrong"))
         yield found
 
     def _init(self) -> Iterator[Figure]:

@@ -1,7 +1,7 @@
 """One container of the engine: create, start, attach, pause, remove. Knows nothing of Lambda, cgroups or the RIE.
 
-The engine is Docker, or Podman behind Docker's API. What Podman (4.3) does otherwise is evened out here, or comes out as
-not told: no answer of it may pass for a measurement that it is not.
+The engine is Docker, or Podman behind Docker's API and, where that one differs, its own. What Podman (4.3) does otherwise is
+evened out here, or comes out as not told: no answer of it may pass for a measurement that it is not.
 """
 
 from __future__ import annotations
