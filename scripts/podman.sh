@@ -44,9 +44,19 @@ stop() {
             kill "${process#/proc/}" 2> /dev/null || true
         fi
     done
-    # It was mounted once for the service, and again for commands beside it.
+    # It was mounted once for the service, again for commands beside it, and what Podman runs after a container's end may do
+    # so once more.
+    tries=20
     while umount --lazy "$state/storage/overlay" 2> /dev/null; do :; done
-    rm -rf "$state" "$socket"
+    until rm -rf "$state" "$socket" 2> /dev/null; do
+        tries=$((tries - 1))
+        [ "$tries" -gt 0 ] || {
+            say "$state cannot be removed: something is mounted in it"
+            exit 4
+        }
+        sleep 0.5
+        while umount --lazy "$state/storage/overlay" 2> /dev/null; do :; done
+    done
 }
 
 may_raise_limits() {
