@@ -64,8 +64,10 @@ class Situation:
     """Swap space of the engine's machine; None where that is unknown."""
 
 
-_NEEDED = ("cpu", "cpuset", "memory", "pids")
-"""The controllers without which a sandbox is not what Lambda would give."""
+_NEEDED = ("cpu", "memory", "pids")
+"""The controllers without which no sandbox starts."""
+_WANTED = (*_NEEDED, "cpuset")
+"""With the one without which a function sees more CPUs than Lambda shows."""
 _DELEGATED = "/sys/fs/cgroup/user.slice/user-{uid}.slice/user@{uid}.service/cgroup.controllers"
 
 
@@ -101,7 +103,7 @@ def _better(now: Situation) -> str:
     if not now.rootless:
         return f"{agent}\nor run as root, for vantage host: 'sudo -E lambda-harness ...'"
     first = "a rootful engine gives every figure (DOCKER_HOST=unix:///var/run/docker.sock, and vantage agent or host)"
-    if _undelegated(now):
+    if set(_NEEDED) & set(_undelegated(now)):
         return f"what is missing below comes first\n{first}"
     return f"{agent}\n{first}"
 
@@ -109,11 +111,11 @@ def _better(now: Situation) -> str:
 def _undelegated(now: Situation) -> tuple[str, ...]:
     if not now.rootless or not now.here or now.delegated is None or now.cgroup_version != 2:
         return ()
-    return tuple(name for name in _NEEDED if name not in now.delegated)
+    return tuple(name for name in _WANTED if name not in now.delegated)
 
 
 def _delegation(now: Situation) -> Iterator[Check]:
-    """What systemd lets a rootless engine limit: by default memory and processes alone."""
+    """What systemd lets a rootless engine limit: by default CPU time, memory and processes (257), or the last two (older)."""
     if not now.rootless:
         return
     what = "delegation"
@@ -144,12 +146,12 @@ def _delegation(now: Situation) -> Iterator[Check]:
     if not missing:
         yield Check(what=what, found=f"user {now.uid} may limit {', '.join(sorted(now.delegated))}")
         return
-    yield Check(
-        what=what,
-        found=f"systemd does not hand {', '.join(missing)} to user {now.uid}: the engine cannot limit it",
-        mark="bad ",
-        remedy=_delegate(path),
-    )
+    found = f"systemd does not hand {', '.join(missing)} to user {now.uid}: "
+    if missing == ("cpuset",):
+        found += "sandboxes are not pinned, functions see all CPUs"
+        yield Check(what=what, found=found, mark="less", remedy=_delegate(path))
+        return
+    yield Check(what=what, found=f"{found}the engine cannot limit it", mark="bad ", remedy=_delegate(path))
 
 
 def _delegate(path: str) -> str:
@@ -171,7 +173,8 @@ def _limits(now: Situation) -> Iterator[Check]:
     remedy = "see the warnings of 'docker info'"
     if "memory" in missing:
         remedy = "boot with the kernel parameters cgroup_enable=memory swapaccount=1"
-    yield Check(what="limits", found=f"the engine cannot limit {', '.join(missing)}", mark="bad ", remedy=remedy)
+    mark = "less" if missing == ["CPUs"] else "bad "
+    yield Check(what="limits", found=f"the engine cannot limit {', '.join(missing)}", mark=mark, remedy=remedy)
 
 
 def _swap(now: Situation) -> Iterator[Check]:

@@ -88,8 +88,11 @@ class Cgroup(Protocol):
         """Pin the sandbox to the CPUs of a list such as ``0-1,4``."""
         ...
 
-    def cpuset(self) -> str:
-        """The CPUs, in the kernel's spelling (``0,1`` comes back as ``0-1``): compare with `cpus_of`."""
+    def cpuset(self) -> str | None:
+        """The CPUs, in the kernel's spelling (``0,1`` comes back as ``0-1``): compare with `cpus_of`.
+
+        None where the group has no such controller: nothing is pinned.
+        """
         ...
 
     def set_memory(self, limit_bytes: int) -> None:

@@ -52,9 +52,12 @@ class CgroupV2:
     def set_cpuset(self, cpus: str) -> None:
         self._sandbox.set("cpuset.cpus", cpus)
 
-    def cpuset(self) -> str:
-        # Empty means: as the group above.
-        return self._sandbox.read("cpuset.cpus").strip() or self._sandbox.read("cpuset.cpus.effective").strip()
+    def cpuset(self) -> str | None:
+        # Absent where the groups above do not hand the controller down; empty means: as the group above.
+        found = self._sandbox.read_or_none("cpuset.cpus")
+        if found is None:
+            return None
+        return found.strip() or self._sandbox.read("cpuset.cpus.effective").strip()
 
     def set_memory(self, limit_bytes: int) -> None:
         # Swap has a limit of its own here, so that the order of the two does not matter.

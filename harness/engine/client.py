@@ -25,6 +25,7 @@ import requests
 import requests.exceptions
 
 from harness import kernel
+from harness.engine import podman
 from harness.errors import EngineError
 
 _CONFLICT = 409
@@ -194,6 +195,14 @@ class Engine:
         """As in `EngineFacts`. Asked once: an engine stays what it is. What `facts` has told is not asked again."""
         with self.asked("describe itself"):
             return _name(self.docker.version()).startswith(PODMAN)
+
+    @functools.cached_property
+    def pins_cpus(self) -> bool:
+        """Whether a container may be created for some CPUs alone. Docker leaves out what it cannot do, Podman refuses then."""
+        if not self.podman:
+            return True
+        with self.asked("describe itself"):
+            return "cpuset" in podman.controllers(self.docker.api)
 
     def facts(self) -> EngineFacts:
         """Ask the engine what it is; `EngineError` when none answers."""

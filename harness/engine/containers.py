@@ -212,7 +212,7 @@ class Container:
             "netns": {"nsmode": "bridge"},
             "portmappings": ports,
             "resource_limits": {
-                "cpu": {"cpus": spec.cpuset},
+                "cpu": {"cpus": spec.cpuset} if self._engine.pins_cpus else {},
                 # Memory and swap together, as the OCI runtime specification has it.
                 "memory": {"limit": spec.memory_bytes, "swap": spec.memory_bytes},
                 "pids": {"limit": spec.processes},

@@ -26,6 +26,12 @@ def create(api: docker.APIClient, spec: Mapping[str, Any]) -> str:
     return str(_post(api, "containers/create", spec).json()["Id"])
 
 
+def controllers(api: docker.APIClient) -> frozenset[str]:
+    """The cgroup controllers that its containers get: a rootless one's are what systemd hands to its user."""
+    answer = api.get(f"{api.base_url}{_LIBPOD}/info", timeout=api.timeout)
+    return frozenset(_successful(answer).json()["host"]["cgroupControllers"])
+
+
 def update(api: docker.APIClient, container_id: str, limits: Mapping[str, int]) -> None:
     """Change limits of a container; `docker.errors.APIError`. The compatible API cannot (4.3); this one can since then."""
     resources: dict[str, dict[str, int]] = {}
@@ -36,7 +42,10 @@ def update(api: docker.APIClient, container_id: str, limits: Mapping[str, int]) 
 
 
 def _post(api: docker.APIClient, path: str, body: Mapping[str, Any]) -> requests.Response:
-    answer = api.post(f"{api.base_url}{_LIBPOD}/{path}", json=body, timeout=api.timeout)
+    return _successful(api.post(f"{api.base_url}{_LIBPOD}/{path}", json=body, timeout=api.timeout))
+
+
+def _successful(answer: requests.Response) -> requests.Response:
     try:
         answer.raise_for_status()
     except requests.exceptions.HTTPError as error:

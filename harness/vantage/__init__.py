@@ -47,6 +47,13 @@ class Observation:
     notes: tuple[str, ...] = ()
 
 
+NOT_PINNED = (
+    "the sandbox is not pinned to CPUs, as the engine was not handed the controller cpuset: the function sees all CPUs of its "
+    "machine, and several threads of it use up the quota faster; 'lambda-harness doctor' says what helps"
+)
+"""The note where `Granted.cpuset` is None. CPU time in all is limited none the less."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Granted:
     """The limits of a sandbox as read back from the kernel (or from the engine)."""

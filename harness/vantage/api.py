@@ -24,7 +24,7 @@ from harness.errors import EngineError, LimitError
 from harness.kernel import available_bytes, cpu_model, is_this_machine, tick_hz
 from harness.memory_watch import MemoryWatch
 from harness.tiers import CPU_PERIOD_US, Tier
-from harness.vantage import Granted, Observation, TmpVolume, anonymous_tmp, reading, tmp_notes
+from harness.vantage import NOT_PINNED, Granted, Observation, TmpVolume, anonymous_tmp, reading, tmp_notes
 from harness.vantage.attending import LocalAttendant
 from harness.vantage.reading import Reading, Seen
 
@@ -155,10 +155,13 @@ class ApiReach:
             notes.append(
                 "swap is not limited: this kernel keeps no account of it, out-of-memory kills may come too late"
             )
+        cpuset = (files.cpuset() if files is not None else None) or str(limits["CpusetCpus"]) or None
+        if cpuset is None:
+            notes.append(NOT_PINNED)
         return Granted(
             cpu_quota_us=tier.cpu_quota_us,
             cpu_period_us=tier.cpu_period_us,
-            cpuset=(files.cpuset() if files is not None else None) or str(limits["CpusetCpus"]),
+            cpuset=cpuset,
             memory_limit_bytes=limit,
             cgroup_version=self._facts.cgroup_version if self._files is None else self._files.version,
             cpu_capped=len(cpus) < tier.visible_vcpus,

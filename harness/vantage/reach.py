@@ -15,7 +15,7 @@ from harness.errors import HarnessError, LimitError
 from harness.invocation import PeakMethod
 from harness.memory_watch import MemoryWatch
 from harness.tiers import BOOST_VCPUS, CPU_PERIOD_US, Tier
-from harness.vantage import Granted, Observation, tmp_notes
+from harness.vantage import NOT_PINNED, Granted, Observation, tmp_notes
 
 _PAGE = 4096
 _FIRST_TO_GO = 1000
@@ -121,12 +121,15 @@ class CgroupReach:
         group, notes = self._cgroup, []
         quota, period = group.cpu()
         cpuset, memory = group.cpuset(), group.memory_limit()
-        asked = {
+        asked: dict[str, tuple[object, object]] = {
             "CPU quota": (quota, tier.cpu_quota_us),
             "CPU period": (period, tier.cpu_period_us),
-            "cpuset": (cgroup.cpus_of(cpuset), frozenset(cpus)),
             "memory": (memory, tier.memory_bytes + self._share_bytes),
         }
+        if cpuset is None:
+            notes.append(NOT_PINNED)
+        else:
+            asked["cpuset"] = (cgroup.cpus_of(cpuset), frozenset(cpus))
         for what, (found, wanted) in asked.items():
             if found != wanted:
                 raise LimitError(

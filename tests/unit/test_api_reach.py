@@ -15,7 +15,7 @@ from harness.errors import EngineError, LimitError
 from harness.invocation import PeakMethod
 from harness.procfs import Process, ReapedChildren
 from harness.tiers import tier
-from harness.vantage import reading
+from harness.vantage import NOT_PINNED, reading
 from harness.vantage.api import ApiReach
 from harness.vantage.reading import Seen
 
@@ -315,6 +315,18 @@ def test_limits_that_the_kernel_does_not_hold_are_refused_whatever_the_engine_be
         setattr(files, name, value)
     with pytest.raises(LimitError, match=message):
         reach_of(container)
+
+
+@pytest.mark.parametrize(
+    ("told", "cpus", "pinned"), [("", None, None), ("0,1", None, "0,1"), ("", "0-1", "0-1"), ("0,1", "0-1", "0-1")]
+)
+def test_cpus_that_neither_the_engine_nor_the_kernel_holds_are_not_pinned_and_noted(
+    files: FakeFiles, container: FakeContainer, told: str, cpus: str | None, pinned: str | None
+) -> None:
+    container.held["CpusetCpus"], files.cpus = told, cpus
+    granted = ApiReach(cast("Container", container), FACTS, 512).prepare(tier(512), (0, 1))
+    assert granted.cpuset == pinned
+    assert (NOT_PINNED in granted.notes) == (pinned is None)
 
 
 def test_limits_that_nobody_tells_are_noted(files: FakeFiles, container: FakeContainer) -> None:

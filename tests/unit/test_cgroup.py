@@ -290,6 +290,11 @@ class TestCpuset:
     def test_an_empty_cpuset_of_version_2_means_that_of_the_group_above(self, v2: tuple[Cgroup, Kernel]) -> None:
         assert v2[0].cpuset() == "0-3"
 
+    def test_without_the_controller_nothing_is_pinned(self, v2: tuple[Cgroup, Kernel]) -> None:
+        for file in v2[1].group().glob("cpuset.*"):
+            file.unlink()
+        assert v2[0].cpuset() is None
+
     @pytest.mark.parametrize(
         ("text", "cpus"), [("0", {0}), ("0-1,4", {0, 1, 4}), ("0,1", {0, 1}), ("", set()), (" 2-3\n", {2, 3})]
     )

@@ -9,6 +9,8 @@ import pytest
 
 from harness import cgroup, procfs
 from harness.cgroup import CpuUsage, MemoryNow
+from harness.tiers import tier
+from harness.vantage import NOT_PINNED
 from harness.vantage.reach import CgroupReach
 
 MIB = 1024 * 1024
@@ -70,3 +72,39 @@ def test_a_kernel_without_a_mark_tells_no_peak(monkeypatch: pytest.MonkeyPatch) 
     found = reach(monkeypatch, group)
     found.mark()
     assert found.observe().peak_memory_bytes is None
+
+
+def test_a_sandbox_whose_engine_was_handed_no_cpuset_runs_and_the_note_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = tier(512)
+
+    class Unpinned(Group):
+        version = 2
+        runtime_group = True
+
+        def open_runtime_group(self) -> None: ...
+
+        def set_memory(self, limit_bytes: int) -> None:
+            self.limit_bytes = limit_bytes
+
+        def memory_limit(self) -> int:
+            return self.limit_bytes
+
+        def swap_limited(self) -> bool:
+            return True
+
+        def memory_now(self) -> MemoryNow:
+            return MemoryNow(current_bytes=20 * MIB, anon_bytes=10 * MIB, file_bytes=0, kernel_bytes=0)
+
+        def set_cpu(self, quota_us: int | None, period_us: int) -> None:
+            self.cpu_max = quota_us, period_us
+
+        def cpu(self) -> tuple[int | None, int]:
+            return self.cpu_max
+
+        def cpuset(self) -> str | None:
+            return None
+
+    granted = reach(monkeypatch, Unpinned(resets=True)).prepare(size, (0, 1))
+    assert granted.cpuset is None
+    assert granted.cpu_quota_us == size.cpu_quota_us
+    assert granted.notes == (NOT_PINNED,)

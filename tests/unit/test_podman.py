@@ -175,6 +175,7 @@ def test_a_sandbox_s_container_is_made_by_podman_s_own_api_without_tmpfs_over_it
     engine: Engine, podman: Podman
 ) -> None:
     podman.answers["POST /libpod/containers/create"] = {"status": 201, "body": {"Id": "c1", "Warnings": []}}
+    engine.pins_cpus = True
     spec = ContainerSpec(
         name="lambda-harness-1",
         image="sha256:1",
@@ -209,6 +210,16 @@ def test_a_sandbox_s_container_is_made_by_podman_s_own_api_without_tmpfs_over_it
     assert asked["r_limits"] == [{"type": "nofile", "soft": 1024, "hard": 1024}]
     assert (asked["cap_drop"], asked["no_new_privileges"]) == (["ALL"], True)
     assert (asked["entrypoint"], asked["command"], asked["user"]) == (["/entry"], ["app.handler"], "993:990")
+
+
+@pytest.mark.parametrize(("handed", "limits"), [(["cpu", "cpuset"], {"cpus": "0"}), (["cpu", "memory", "pids"], {})])
+def test_a_container_is_pinned_where_the_engine_was_handed_the_controller(
+    engine: Engine, podman: Podman, container: Container, handed: list[str], limits: dict[str, str]
+) -> None:
+    podman.answers["GET /libpod/info"] = {"status": 200, "body": {"host": {"cgroupControllers": handed}}}
+    podman.answers["POST /libpod/containers/create"] = {"status": 201, "body": {"Id": "c1", "Warnings": []}}
+    container._create_podman()
+    assert podman.bodies[-1]["resource_limits"]["cpu"] == limits, "Podman refuses what it cannot do"
 
 
 @pytest.mark.parametrize(("rootless", "believed"), [(True, False), (False, True)])
