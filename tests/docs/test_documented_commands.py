@@ -30,6 +30,7 @@ INSTEAD: dict[str, tuple[str | None, str]] = {
     "make demo": ("scripts/demo.sh", "the set-up before it is what this test stands on"),
     "make test": ("make --dry-run test", "this test is part of it"),
     "make test-vm": ("make --dry-run test-vm", "boots virtual machines, for hours"),
+    'make test-vm VM="--kernel uml"': ('make --dry-run test-vm VM="--kernel uml"', "boots virtual machines, for hours"),
     "make images": ("make --dry-run images", "builds for minutes, and is what this test stands on"),
     "pipx install .": (
         None,

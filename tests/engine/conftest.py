@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,11 +84,20 @@ def scaled(timeout_s: float) -> int:
     return min(900, int(timeout_s * PATIENCE))
 
 
+def own_timeout_s(source: str | Path) -> float:
+    """What a function's manifest says, or Lambda's default."""
+    manifest = Path(source) / "function.toml"
+    return float(tomllib.loads(manifest.read_text()).get("timeout_s", 3)) if manifest.is_file() else 3
+
+
 def patient(arguments: tuple[object, ...]) -> list[str]:
-    """The command's words; on a slow engine with a timeout, where it measures and names none."""
+    """The command's words; on a slow engine with the function's own timeout in proportion, where they name none.
+
+    A template's stays: what is read from it is what its test is about.
+    """
     words = list(map(str, arguments))
-    if PATIENCE > 1 and words[0] in MEASURING and "--timeout" not in words:
-        words += ["--timeout", str(scaled(3))]
+    if PATIENCE > 1 and words[0] in MEASURING and "--timeout" not in words and ".yaml:" not in words[1]:
+        words += ["--timeout", str(scaled(own_timeout_s(words[1])))]
     return words
 
 
@@ -133,7 +143,7 @@ class Lab:
             source = self.function({"app.py": source})
             settings = {"runtime": "python3.13", "handler": "app.handler", "memory_mb": 512} | settings
         if PATIENCE > 1:
-            settings = {"timeout_s": scaled(3)} | settings
+            settings = {"timeout_s": scaled(own_timeout_s(source))} | settings
         function = load(str(source), Overrides(**settings))
         with Stand(
             function, vantage=vantage, freeze=freeze, pull=False, on_output=on_output, receivers=receivers

@@ -14,6 +14,8 @@ from conftest import ROOT
 if TYPE_CHECKING:
     from conftest import Lab
 
+    from harness.engine.client import EngineFacts
+
 SAMPLES = ROOT / "sample_functions"
 RESIZING = ["image_resize_python", "image_resize_node"]
 GC_TUNING = SAMPLES / "gc_tuning_node"
@@ -56,7 +58,9 @@ def test_a_jpeg_decoded_at_a_fraction_of_its_size_needs_less_memory(lab: Lab) ->
     assert whole - fraction > 10 * 1024 * 1024
 
 
-def test_widths_at_the_same_time_use_more_than_one_cpu(lab: Lab) -> None:
+def test_widths_at_the_same_time_use_more_than_one_cpu(lab: Lab, facts: EngineFacts) -> None:
+    if facts.cpus < 2:
+        pytest.skip("the engine has one CPU")
     one, several = (
         responses(lab, "image_resize_node", "-m", 3008, event=event)[0] for event in ("default", "parallel")
     )
