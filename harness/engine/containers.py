@@ -33,7 +33,11 @@ _HOST_CONFIG = {
 _DEFAULT_PERIOD_US = 100_000
 _NOTICE_S = 2.0
 """How long the engine may take to notice that a container ended."""
-
+_REMOVALS = 3
+_SERVER_ERROR = 500
+"""Docker's answer where what it has killed is not gone after 10 s: it keeps the container then. A thousand processes on a busy
+machine take longer to die.
+"""
 
 _ARCHIVE_CHUNK = 256 * 1024
 
@@ -426,6 +430,13 @@ class Container:
             self._stream = None
         if not self.id:
             return
-        with contextlib.suppress(docker.errors.NotFound, docker.errors.APIError, *ENGINE_FAILURES):
-            self._api.remove_container(self.id, force=True, v=True)
+        for _ in range(_REMOVALS):
+            try:
+                self._api.remove_container(self.id, force=True, v=True)
+            except docker.errors.APIError as error:
+                if error.status_code == _SERVER_ERROR:
+                    continue
+            except ENGINE_FAILURES:
+                pass
+            break
         self.id = ""

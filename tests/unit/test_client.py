@@ -278,6 +278,25 @@ def test_a_container_whose_volume_was_removed_under_it_does_not_start() -> None:
     assert removed == ["1"]
 
 
+@pytest.mark.parametrize(
+    ("statuses", "tried"), [([500, 500, 204], 3), ([500] * 9, 3), ([404], 1), ([409], 1), ([204], 1)]
+)
+def test_a_container_that_takes_long_to_die_is_removed_once_more(statuses: list[int], tried: int) -> None:
+    """Docker gives up after 10 s, says so, and keeps it."""
+    left = list(statuses)
+
+    def remove(*_: object, **__: object) -> None:
+        if (status := left.pop(0)) >= 400:
+            response = requests.Response()
+            response.status_code = status
+            raise docker.errors.APIError("could not kill: did not receive an exit event", response=response)
+
+    found = container(remove_container=remove)
+    found.id = "1"
+    found.remove()
+    assert (len(statuses) - len(left), found.id) == (tried, "")
+
+
 def test_processes_are_listed_with_threads_where_ps_knows_them() -> None:
     found = container(top=lambda name, arguments: {"Processes": [["7", "26552", "9"]]}).processes()
     assert found == {7: Listed(rss_bytes=26552 * 1024, threads=9)}
