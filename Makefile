@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+# Which machine `make test-vm` boots: options of scripts/vm/test.sh, such as --kernel uml.
+VM ?=
 
 # What `make engine` installs on Debian and Ubuntu where no engine answers: the engine, and what makes Debian systems for
 # the images (Ubuntu knows Debian's keys only with the last one).
@@ -67,9 +69,9 @@ test: engine test-tools
 
 # cgroup version 2, and an engine on another kernel: see docs/engines.md. Each line boots a machine of its own.
 test-vm: images samples
-	@scripts/vm/test.sh inside $(PYTEST_ARGS)
-	@scripts/vm/test.sh outside --vantage agent $(PYTEST_ARGS)
-	@scripts/vm/test.sh outside --vantage api $(PYTEST_ARGS)
+	@failed=; for way in "inside" "outside --vantage agent" "outside --vantage api"; do \
+		scripts/vm/test.sh $$way $(VM) $(PYTEST_ARGS) || failed="$$failed, $$way"; \
+	done; [ -z "$$failed" ] || { echo "failed: $${failed#, }" >&2; exit 1; }
 
 lint: venv
 	@$(BIN)/ruff check .

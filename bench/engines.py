@@ -6,7 +6,7 @@ A figure is then ``exact``, ``sampled`` where the record says so, ``rough`` in a
 and the deadline are late, the RIE's throttling is in it), ``missing`` (null), or ``wrong``, which must not be. In an emulated
 machine what surrounds a handler takes up to a second: figures that hold it are ``not judged`` there.
 
-    .venv/bin/python bench/engines.py [--vantage V] [--emulated] [--out docs/results/engines]
+    .venv/bin/python bench/engines.py [--vantage V] [--machine emulated|program] [--out docs/results/engines]
     .venv/bin/python bench/engines.py --table        the matrix of docs/engines.md, from the stored runs
 
 Prints a line a figure; --out stores the run as one JSON file, named by what it ran on. --json prints the same, and --take
@@ -262,12 +262,13 @@ COLUMNS = (
     *("engine", "cgroup, driver", "kernel", "vantage", "exact", "sampled", "late, or holds the RIE's", "missing"),
     *("not judged", "run on"),
 )
+MACHINES = {"emulated": ", emulated", "program": ", as a program"}
 NOT_EXACT = ("sampled", "rough", "missing", "not judged", "wrong")
 
 
-def run(vantage: str, show: Callable[[str], None], *, emulated: bool) -> dict[str, Any]:
-    """One run: the engine, the day, and each figure."""
-    patience = EMULATED if emulated else 1.0
+def run(vantage: str, show: Callable[[str], None], *, machine: str | None) -> dict[str, Any]:
+    """One run: the engine, the day, and each figure. ``machine``: of MACHINES, None for one like any other."""
+    patience = EMULATED if machine == "emulated" else 1.0
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.chmod(0o755)
@@ -293,7 +294,7 @@ def run(vantage: str, show: Callable[[str], None], *, emulated: bool) -> dict[st
         "host": {name: host[name] for name in kept} | {"kernel": ".".join(re.findall(r"\d+", host["kernel"])[:2])},
         "root": os.geteuid() == 0,
         "elsewhere": not is_this_machine(stand.facts.kernel, stand.facts.memory_bytes),
-        "emulated": emulated,
+        "machine": machine,
         "figures": figures,
     }
 
@@ -328,7 +329,7 @@ def matrix(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         cells = [
             engine,
             f"{host['cgroup_version']}, {host['cgroup_driver']}",
-            host["kernel"] + ", emulated" * found["emulated"],
+            host["kernel"] + MACHINES.get(found["machine"], ""),
             host["vantage"] + where,
             f"{exact} of {len(found['figures'])}",
             *("; ".join(by_worth[worth]) or "-" for worth in NOT_EXACT[:-1]),
@@ -345,7 +346,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vantage", default="auto", help="auto, host, agent or api")
     parser.add_argument(
-        "--emulated", action="store_true", help="its processor is emulated: everything takes far longer"
+        "--machine",
+        choices=sorted(MACHINES),
+        help="its processor is emulated, or its kernel is a program: the row tells",
     )
     parser.add_argument("--out", type=Path, help="the folder in which the run is stored")
     parser.add_argument("--json", action="store_true", help="print the run instead of its lines")
@@ -361,7 +364,7 @@ def main() -> int:
     if asked.take:
         found = json.load(sys.stdin)
     else:
-        found = run(asked.vantage, lambda line: print(line, file=into, flush=True), emulated=asked.emulated)
+        found = run(asked.vantage, lambda line: print(line, file=into, flush=True), machine=asked.machine)
     text = json.dumps(found, indent=2) + "\n"
     if asked.json:
         print(text, end="")

@@ -1,7 +1,8 @@
 #!/bin/sh
 # $1 start: a PostgreSQL server in a container on the engine's default bridge network, where sandboxes reach it; a second
-# start leaves it alone. $1 stop: removes it with all its data. $2: a Python with this project in it.
-# DATABASE_IDLE_S (5): after so many idle seconds the server ends a session. 0: never.
+# start leaves it alone. $1 stop: removes it with all its data. $1 image: makes its image alone, and prints that of its base and its own.
+# $2: a Python with this project in it.
+# DATABASE_IDLE_S (5): after so many idle seconds the server ends a session. 0: never. DATABASE_WAIT_S (60): so long it may take to come up.
 set -eu
 exec "$2" - "$1" << 'PYTHON'
 import hashlib
@@ -23,7 +24,7 @@ RECIPE = SAMPLE / "server"
 URL_FILE = SAMPLE / "database.url"
 CHECKOUT = hashlib.sha256(str(Path.cwd()).encode()).hexdigest()[:8]
 NAME = f"{LABEL}-database-{CHECKOUT}"  # checkouts on one engine do not get in each other's way
-WAIT_S = 60
+WAIT_S = float(os.environ.get("DATABASE_WAIT_S", "60"))
 
 
 def say(text):
@@ -117,6 +118,9 @@ try:
     engine = Engine()
     if sys.argv[1] == "start":
         start(engine.docker, engine.facts().architecture)
+    elif sys.argv[1] == "image":
+        architecture = engine.facts().architecture
+        print(build.content_tag("base", architecture), image(engine.docker, architecture))
     else:
         say("removed, with its data" if remove(engine.docker) else "there was none")
 except HarnessError as error:

@@ -6,8 +6,6 @@ set -eu
 # shellcheck source-path=SCRIPTDIR source=settings.sh
 . "$(dirname "$0")/settings.sh"
 
-release=trixie
-old_release=bookworm
 disk_size=8G
 packages=systemd-sysv,udev,dbus,linux-image-amd64,initramfs-tools,docker.io,docker-cli,iproute2,python3,python3-venv,e2fsprogs
 packages=$packages,procps,util-linux,kmod,ca-certificates,openssh-server,zstd,curl
@@ -39,6 +37,8 @@ if missing:
     sys.exit("vm: these images are missing: " + ", ".join(missing) + "; 'make images' builds them")
 PYTHON
 )
+# The database of a sample: inside nothing can be built, as nothing can be downloaded.
+database=$(scripts/database.sh image "$python") || fail "the image of the sample's database could not be made"
 requirements=$("$python" - << 'PYTHON'
 import tomllib
 
@@ -56,7 +56,7 @@ key=$(
     {
         cat scripts/vm/build.sh scripts/samples.sh scripts/photograph.py images/parts.toml
         find scripts/vm/root -type f -exec sha256sum {} + | sort
-        printf '%s\n' "$images" "$requirements" "$constraints" "$samples"
+        printf '%s\n' "$release" "$old_release" "$images" "$database" "$requirements" "$constraints" "$samples"
     } | sha256sum | cut -c 1-16
 )
 target=$cache/disks/$key
@@ -66,20 +66,7 @@ if [ -f "$target/complete" ]; then
 fi
 
 [ "$(id -u)" = 0 ] || fail "the disk of the virtual machine is made by root alone" "run 'sudo make test-vm'"
-missing=""
-command -v qemu-system-x86_64 > /dev/null || missing="$missing qemu-system-x86"
-command -v mmdebstrap > /dev/null || missing="$missing mmdebstrap"
-command -v mkfs.ext4 > /dev/null || missing="$missing e2fsprogs"
-command -v ssh > /dev/null || missing="$missing openssh-client"
-command -v dockerd > /dev/null || missing="$missing docker.io"
-if [ -n "$missing" ]; then
-    command -v apt-get > /dev/null || fail "these are missing:$missing" "install them (the names are Debian's)"
-    say "installing from the distribution:$missing"
-    apt-get update -qq
-    # shellcheck disable=SC2086  # several packages
-    DEBIAN_FRONTEND=noninteractive apt-get install --yes -qq --no-install-recommends $missing > /dev/null \
-        || fail "the installation of$missing failed"
-fi
+install_missing qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs ssh:openssh-client dockerd:docker.io
 
 # One at a time; what a killed one left is nobody's.
 mkdir -p "$cache/disks"
@@ -161,7 +148,8 @@ cp -a "$vm_dir/root/." "$root/"
 chown -R 0:0 "$root/etc/systemd" "$root/usr/local/sbin"
 echo lambda-harness-vm > "$root/etc/hostname"
 echo "127.0.0.1 localhost lambda-harness-vm" > "$root/etc/hosts"
-echo "/dev/vda / ext4 noatime 0 1" > "$root/etc/fstab"
+# The kernel's command line says what the root is; the disk is no device of one name.
+: > "$root/etc/fstab"
 : > "$root/etc/machine-id"
 echo "d /tmp 1777 root root -" > "$root/etc/tmpfiles.d/tmp.conf"
 ssh-keygen -q -t ed25519 -N "" -C "" -f "$made/key"
@@ -232,6 +220,8 @@ done
 # shellcheck disable=SC2046  # several images
 docker save $(echo "$images" | cut -d ' ' -f 1) > "$made/images.tar"
 loud docker -H "unix://$socket" load -i "$made/images.tar"
+# shellcheck disable=SC2086  # two images
+docker save $database | docker -H "unix://$socket" load > /dev/null
 kill $daemon
 wait $daemon || true
 daemon=""

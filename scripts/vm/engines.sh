@@ -1,6 +1,6 @@
 #!/bin/sh
 # What each figure is worth on the virtual machine's engine, in every way there is to it; stores the runs for docs/engines.md.
-#   engines.sh [--kernel new|old] [--driver systemd|cgroupfs] [--engine docker|podman|docker-rootless|podman-rootless] [WAY...]
+#   engines.sh [--kernel new|old|uml] [--driver systemd|cgroupfs] [--engine docker|podman|docker-rootless|podman-rootless] [WAY...]
 # WAY: inside:host (not on a rootless engine), inside:agent, inside:api, and through the forwarded port outside:agent, outside:api.
 # Without one: all of them.
 # 'bench/engines.py --table' then prints the matrix. A figure that is wrong ends it with exit code 8, the others done.
@@ -47,7 +47,9 @@ wrong=0
 for way in "$@"; do
     vantage=${way#*:}
     say "$way"
-    set -- bench/engines.py --emulated --json --vantage "$vantage"
+    machine=emulated
+    [ "$kernel" != uml ] || machine=program
+    set -- bench/engines.py --machine "$machine" --json --vantage "$vantage"
     # In the background, since a shell hears no signal before what it has in the foreground ends.
     case $way in
         inside:*) env --default-signal=INT "$vm_dir/inside.sh" python "$@" > "$result" & ;;

@@ -36,6 +36,7 @@ tar --verbatim-files-from -T "$files" -cf - < /dev/null \
 inside "cat > $inner_checkout/.files" < "$files"
 
 engine=$(cut -d ' ' -f 3 "$state/kind")
+patience=$(patience_of "$(cut -d ' ' -f 1 "$state/kind")")
 line="cd $inner_checkout && export PATH=/opt/venv/bin:\$PATH LAMBDA_HARNESS_TEST_PATIENCE=$patience"
 [ "$engine" = docker ] || line="$line DOCKER_HOST=unix://$(engine_socket "$engine")"
 [ -z "${LAMBDA_HARNESS_VANTAGE:-}" ] || line="$line LAMBDA_HARNESS_VANTAGE=$LAMBDA_HARNESS_VANTAGE"

@@ -6,6 +6,7 @@ set -eu
 
 if ! is_running; then
     say "no virtual machine runs"
+    remove_card
     rm -rf "$state"
     exit 0
 fi
@@ -17,4 +18,5 @@ while kill -0 "$running" 2> /dev/null; do
     sleep 0.1
     waited=$((waited + 1))
 done
+remove_card
 rm -rf "$state"

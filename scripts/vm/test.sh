@@ -3,7 +3,7 @@
 #   test.sh inside  [--vantage host|agent|api] [MACHINE...] [PYTEST ARGUMENT...]
 #   test.sh outside --vantage agent|api [MACHINE...] [PYTEST ARGUMENT...]
 #   test.sh beside  [MACHINE...] [PYTEST ARGUMENT...]
-# MACHINE: --kernel new|old, --driver systemd|cgroupfs, --engine docker|podman|docker-rootless|podman-rootless.
+# MACHINE: --kernel new|old|uml, --driver systemd|cgroupfs, --engine docker|podman|docker-rootless|podman-rootless.
 # inside: vantage host on cgroup version 2. outside: the shape of Docker Desktop, an engine on another kernel behind a port.
 # beside: this machine's engine, and that of the other one as well: a sweep over two hosts.
 # Without arguments for pytest: all of tests/engine; beside: what is of two engines.
@@ -55,6 +55,7 @@ trap 'exit 143' TERM HUP
 
 borrow_machine
 cd "$checkout"
+patience=$(patience_of "$kernel")
 export LAMBDA_HARNESS_TEST_PATIENCE="$patience"
 [ -z "$vantage" ] || export LAMBDA_HARNESS_VANTAGE="$vantage"
 say "tests $where${vantage:+, vantage $vantage}, $kernel kernel, $driver driver, $engine: $*"
@@ -64,7 +65,7 @@ address=tcp://127.0.0.1:$engine_port
 case $where in
     inside) env --default-signal=INT "$vm_dir/inside.sh" python "$@" & ;;
     outside)
-        export LAMBDA_HARNESS_TEST_MONITOR="$state/monitor"
+        [ ! -S "$state/monitor" ] || export LAMBDA_HARNESS_TEST_MONITOR="$state/monitor"
         DOCKER_HOST=$address env --default-signal=INT "$python" "$@" &
         ;;
     beside) LAMBDA_HARNESS_TEST_OTHER_ENGINE=$address env --default-signal=INT "$python" "$@" & ;;
