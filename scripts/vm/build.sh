@@ -94,12 +94,6 @@ trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 root=$made/root
 log=$made/log
-loud() {
-    "$@" > "$log" 2>&1 || {
-        tail -n 20 "$log" >&2
-        fail "$(basename "$1") failed; the end of its output is above"
-    }
-}
 
 say "downloading the Python packages"
 mkdir "$made/wheels"

@@ -1,5 +1,5 @@
 # What all scripts of the virtual machine agree on; sourced by them, never run. Everything can be set from outside.
-# shellcheck shell=sh disable=SC2034  # the scripts that source this use them
+# shellcheck shell=sh disable=SC2034,SC2154  # the scripts that source this use them, and set `log`
 
 say() { echo "vm: $*" >&2; }
 fail() {
@@ -41,6 +41,13 @@ inner_python=/opt/venv/bin/python
 python=${LAMBDA_HARNESS_VM_PYTHON:-$checkout/.venv/bin/python}
 [ -x "$python" ] || fail "there is no Python with this project at $python" "run 'make venv', or name one with LAMBDA_HARNESS_VM_PYTHON"
 
+# Runs a command that says nothing where it works: its output goes to the file `log`.
+loud() {
+    "$@" > "$log" 2>&1 || {
+        tail -n 20 "$log" >&2
+        fail "$(basename "$1") failed; the end of its output is above"
+    }
+}
 # COMMAND:PACKAGE...: has the distribution install the packages (Debian's names) whose commands are missing.
 install_missing() {
     missing=""

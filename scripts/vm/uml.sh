@@ -37,12 +37,6 @@ trap give_back EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 log=$made/log
-loud() {
-    "$@" > "$log" 2>&1 || {
-        tail -n 20 "$log" >&2
-        fail "$(basename "$1") failed; the end of its output is above"
-    }
-}
 
 say "downloading the kernel's source"
 cat > "$made/fetch" << 'HOOK'
