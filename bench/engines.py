@@ -200,7 +200,10 @@ class Trial:
 
     def _init(self) -> Iterator[Figure]:
         pair = [self.sandbox([{}], environment={"INIT_MS": str(ms)})[0] for ms in (0, 2000)]
-        yield self._timed(difference("init_ms", pair, "init_ms", 2000, within=300))
+        slow = self._patience > 1
+        found = difference("init_ms", pair, "init_ms", 2000, within=1500 if slow else 300)
+        # However slow the machine is: where a quota holds init back it is seconds, or ten and a second init.
+        yield found if found.is_worth == "wrong" else self._timed(found)
 
     def _times(self) -> Iterator[Figure]:
         _, *records = self.sandbox([{}, *[{"sleep_s": 0.5}] * 5])

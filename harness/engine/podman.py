@@ -19,6 +19,8 @@ _OCI_RESOURCES = {
     "memswap_limit": ("memory", "swap"),
 }
 """Limits by the names of Docker's SDK -> where they stand in a LinuxResources of the OCI runtime specification."""
+_NO_QUOTA_CPUS = 1024
+"""A quota of so many CPUs limits nobody."""
 
 
 def create(api: docker.APIClient, spec: Mapping[str, Any]) -> str:
@@ -33,7 +35,13 @@ def controllers(api: docker.APIClient) -> frozenset[str]:
 
 
 def update(api: docker.APIClient, container_id: str, limits: Mapping[str, int]) -> None:
-    """Change limits of a container; `docker.errors.APIError`. The compatible API cannot (4.3); this one can since then."""
+    """Change limits of a container; `docker.errors.APIError`. The compatible API cannot (4.3); this one can since then.
+
+    A ``cpu_quota`` of -1 lifts the quota, and needs its ``cpu_period`` beside it: it is sent as one that limits nobody. Of -1
+    crun (1.21) makes the smallest quota that there is, 5 % of a CPU, where systemd manages the cgroups.
+    """
+    if limits.get("cpu_quota", 0) < 0:
+        limits = {**limits, "cpu_quota": _NO_QUOTA_CPUS * limits["cpu_period"]}
     resources: dict[str, dict[str, int]] = {}
     for name, value in limits.items():
         group, key = _OCI_RESOURCES[name]

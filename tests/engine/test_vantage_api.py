@@ -13,7 +13,7 @@ from conftest import PATIENCE, invoke
 
 from harness.engine.client import EngineFacts
 from harness.errors import EngineError, LimitError
-from harness.invocation import Outcome, PeakMethod
+from harness.invocation import Outcome, PeakMethod, PhaseInit
 from harness.kernel import is_this_machine
 from harness.vantage import reading
 
@@ -71,6 +71,22 @@ def test_durations_are_those_of_the_rie_s_own_clock(lab: Lab) -> None:
     assert cold.init_ms is not None
     assert cold.init_ms + (cold.duration_ms or 0) <= (cold.client_ms or 0)
     assert cold.boost_lag_ms is not None
+
+
+def test_init_runs_without_a_quota(lab: Lab) -> None:
+    source = """
+        import time
+        began = time.perf_counter()
+        while time.process_time() < 0.5:
+            pass
+        share = time.process_time() / (time.perf_counter() - began)
+        def handler(event, context):
+            return share
+    """
+    with lab.sandbox(source, vantage="api", memory_mb=128, timeout_s=int(20 * PATIENCE)) as sandbox:
+        record = invoke(sandbox)
+    assert record.phase_init is PhaseInit.INIT
+    assert record.response > 0.25, "the quota of 128 MB is 0.07 of a CPU"
 
 
 def test_what_was_left_is_told_and_what_lies_out_of_reach_is_none(lab: Lab, far: None) -> None:

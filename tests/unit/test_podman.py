@@ -247,6 +247,16 @@ def test_limits_are_changed_through_podman_s_own_api(container: Container, podma
     assert "POST /containers/c1/update" not in podman.asked, "it has none of Docker's"
 
 
+def test_no_quota_is_one_that_no_machine_reaches(container: Container, podman: Podman) -> None:
+    """Of -1 crun makes 5 % of a CPU, where systemd manages the cgroups."""
+    container.update(mem_limit=300 * MIB, memswap_limit=300 * MIB)
+    assert podman.bodies[-1]["cpu"] == {"quota": 1024 * 100_000, "period": 100_000}
+    container.update(cpu_quota=1447, cpu_period=20_000)
+    assert podman.bodies[-1]["cpu"] == {"quota": 1447, "period": 20_000}
+    container.update(cpu_quota=-1, cpu_period=20_000)
+    assert podman.bodies[-1]["cpu"] == {"quota": 1024 * 20_000, "period": 20_000}
+
+
 def test_a_limit_that_the_runtime_refuses_is_an_error_and_counts_as_not_changed(
     container: Container, podman: Podman
 ) -> None:
