@@ -615,7 +615,7 @@ WAYS = """
         if op == "kill":
             os.kill(os.getpid(), 9)
         if op == "sleep":
-            time.sleep(60)
+            time.sleep(3000)
         if op == "touch":
             bytearray(b"x") * (3000 << 20)
         if op == "big":
@@ -679,7 +679,7 @@ def series(stand: Stand, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_every_outcome_is_the_same_as_on_host(lab: Lab, host: str, fail: str) -> None:
     found: dict[str, list[dict[str, Any]]] = {}
     for vantage in (host, "agent"):
-        settings: dict[str, Any] = {"environment": {"FAIL": fail}, "memory_mb": 512, "timeout_s": 4}
+        settings: dict[str, Any] = {"environment": {"FAIL": fail}, "memory_mb": 512, "timeout_s": scaled(4)}
         with lab.stand(WAYS, vantage=vantage, **settings) as stand:
             found[vantage] = series(stand, EVENTS[:2] if fail else EVENTS)
     for event, on_host, with_agent in zip(EVENTS, found[host], found["agent"], strict=False):
@@ -776,6 +776,7 @@ def python_of(member: dict[str, Any]) -> str:
 
 def test_a_user_who_is_not_root_gets_the_agent_and_its_exact_figures(lab: Lab, member: dict[str, Any]) -> None:
     options = ("--runtime", "python3.13", "--handler", "app.handler", "--no-pull", "-m", "512", "--json", "-n", "2")
+    options = (*options, "--timeout", str(scaled(5)))
     python = python_of(member)
     done = as_member(member, python, "-B", "-m", "harness", "invoke", member["function"], *options, "-e", '{"mb": 100}')
     assert done.returncode == 0, done.stderr
