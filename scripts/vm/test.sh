@@ -65,6 +65,8 @@ address=tcp://127.0.0.1:$engine_port
 case $where in
     inside) env --default-signal=INT "$vm_dir/inside.sh" python "$@" & ;;
     outside)
+        # For a debugger. The engine takes ports from this range, too, one after the other: seldom this one.
+        export LAMBDA_HARNESS_TEST_PORT="$last_port"
         [ ! -S "$state/monitor" ] || export LAMBDA_HARNESS_TEST_MONITOR="$state/monitor"
         DOCKER_HOST=$address env --default-signal=INT "$python" "$@" &
         ;;

@@ -26,7 +26,7 @@ def handler(event, context):
     if event.get("do") == "exit":
         os._exit(3)
     if event.get("do") == "sleep":
-        time.sleep(9)
+        time.sleep(3000)
     client = context.client_context
     return {
         "id": context.aws_request_id, "arn": context.invoked_function_arn, "client": client.custom if client else None,
