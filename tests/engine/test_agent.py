@@ -776,8 +776,20 @@ def python_of(member: dict[str, Any]) -> str:
 
 
 def test_a_user_who_is_not_root_gets_the_agent_and_its_exact_figures(lab: Lab, member: dict[str, Any]) -> None:
-    options = ("--runtime", "python3.13", "--handler", "app.handler", "--no-pull", "-m", "512", "--json", "-n", "2")
-    options = (*options, "--timeout", str(scaled(5)))
+    timeout = ("--timeout", str(scaled(5)))
+    options = (
+        "--runtime",
+        "python3.13",
+        "--handler",
+        "app.handler",
+        "--no-pull",
+        "-m",
+        "512",
+        "--json",
+        "-n",
+        "2",
+        *timeout,
+    )
     python = python_of(member)
     done = as_member(member, python, "-B", "-m", "harness", "invoke", member["function"], *options, "-e", '{"mb": 100}')
     assert done.returncode == 0, done.stderr
