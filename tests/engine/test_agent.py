@@ -680,7 +680,7 @@ def series(stand: Stand, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_every_outcome_is_the_same_as_on_host(lab: Lab, host: str, fail: str) -> None:
     found: dict[str, list[dict[str, Any]]] = {}
     for vantage in (host, "agent"):
-        settings: dict[str, Any] = {"environment": {"FAIL": fail}, "memory_mb": 512, "timeout_s": scaled(4)}
+        settings: dict[str, Any] = {"environment": {"FAIL": fail}, "memory_mb": 512, "timeout_s": scaled(8)}
         with lab.stand(WAYS, vantage=vantage, **settings) as stand:
             found[vantage] = series(stand, EVENTS[:2] if fail else EVENTS)
     for event, on_host, with_agent in zip(EVENTS, found[host], found["agent"], strict=False):
