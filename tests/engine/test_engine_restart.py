@@ -168,7 +168,7 @@ def test_requests_fail_while_the_engine_is_away_and_work_after(with_python: Daem
 
         assert call() == "ok"
         with ThreadPoolExecutor(3) as threads:
-            under_way = [threads.submit(call, json.dumps({"s": scaled(2)}).encode()) for _ in range(3)]
+            under_way = [threads.submit(call, json.dumps({"s": scaled(10)}).encode()) for _ in range(3)]
             until(
                 lambda: sum(box["phase"].lower() == "invoking" for box in service.state()["sandboxes"]) == 3,
                 "them to run",
