@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
@@ -59,6 +59,16 @@ class Explanation:
     first: int = 0
     last: int = 0
     memory_mb: int = 0
+
+
+def why_unexplained(records: Iterable[Invocation]) -> str:
+    """What to say where the probe told nothing: it works inside of the invocations of a series, and in the function's time."""
+    why = "the probe's series ended before it could tell"
+    for number, record in enumerate((each for each in records if each.variant == EXPLAINED), 1):
+        if record.outcome is not Outcome.SUCCESS:
+            more_time = "; with a longer --timeout the probe has more time" if record.outcome is Outcome.TIMEOUT else ""
+            return f"{why}: invocation {number} of it ended in {record.outcome}{more_time}"
+    return why
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,8 @@ from harness.cli import options, receiving, results, talk
 from harness.cli.warn_at import WarnAt, warn
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from harness.analysis.leak import Explanation
     from harness.experiments.explain import Listener
     from harness.experiments.leak import Hunt, LeakPlan
@@ -167,13 +169,13 @@ def _measure(
                     f"{len(records)} invocations are kept as run {run.run_id}: 'lambda-harness runs show {run.run_id}'"
                 )
             raise
-        found = analysis.findings(records, _explanation(plan, hunt, listener), can_settle=hunt.can_settle)
+        found = analysis.findings(records, _explanation(plan, hunt, listener, records), can_settle=hunt.can_settle)
         run.finish("complete", found | receiving.findings(received))
         return history.document(run.run_id)
 
 
-def _explanation(plan: LeakPlan, hunt: Hunt, listener: Listener) -> Explanation | None:
-    from harness.analysis.leak import Explanation
+def _explanation(plan: LeakPlan, hunt: Hunt, listener: Listener, records: Sequence[Invocation]) -> Explanation | None:
+    from harness.analysis.leak import Explanation, why_unexplained
 
     if not plan.explain:
         return None
@@ -181,7 +183,7 @@ def _explanation(plan: LeakPlan, hunt: Hunt, listener: Listener) -> Explanation 
         return Explanation(error="there is no probe for this runtime; Python and Node.js have one")
     if hunt.explained is None:
         return Explanation(error="no invocation succeeded")
-    heard = listener.heard or {"error": "the probe's series ended before it could tell"}
+    heard = listener.heard or {"error": why_unexplained(records)}
     return Explanation(
         entries=heard.get("entries", ()),
         error=heard.get("error"),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from harness.analysis import leak
-from harness.analysis.leak import EXPLAINED, SETTLED, Explanation, findings, leaks, undecided
+from harness.analysis.leak import EXPLAINED, SETTLED, Explanation, findings, leaks, undecided, why_unexplained
 from harness.experiments import explain
 from harness.experiments import leak as experiment
 from harness.function import Function, ImageCode
@@ -244,6 +244,19 @@ def test_a_probe_that_could_not_tell_says_why() -> None:
     found = findings(growing(), Explanation(error="no probe"))
     assert found["growth"] == []
     assert "what grew is not known: no probe" in found["notes"]
+
+
+def test_a_probe_that_told_nothing_is_explained_by_the_invocation_that_it_ended_in() -> None:
+    probed = series([BASE] * 20, "explained")
+    assert why_unexplained([*growing(), *probed]) == "the probe's series ended before it could tell"
+    probed[17] = replace(probed[17], outcome=Outcome.TIMEOUT)
+    assert why_unexplained([*growing(), *probed]).endswith(
+        "tell: invocation 18 of it ended in timeout; with a longer --timeout the probe has more time"
+    )
+    probed[2] = replace(probed[2], outcome=Outcome.RUNTIME_EXIT)
+    assert why_unexplained([*growing(), *probed]).endswith("tell: invocation 3 of it ended in runtime_exit")
+    failing = replace(growing()[1], outcome=Outcome.TIMEOUT)
+    assert "ended in" not in why_unexplained([failing]), "of the function's own series"
 
 
 def test_perturbed_records_are_not_in_the_series() -> None:
