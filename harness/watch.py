@@ -32,6 +32,8 @@ T = TypeVar("T")
 
 _CLONE_NEWNET = 0x40000000
 _DEATH_PATIENCE_S = 0.5
+_LONGEST_SETTLE_S = 30.0
+"""How long a log that goes on coming is waited for, after the response: over a slow line, much output takes its time."""
 _CHUNK = 64 * 1024  # one of 256 KiB costs ten times as much, however little arrives
 _MS = 1e-6
 
@@ -184,6 +186,7 @@ class Watch(threading.Thread):
         self.log_lines: list[str] = []
         """The RIE's last log lines, for error messages."""
         self.log_ended = False
+        self._log_reads = 0
 
     # -- called by the sandbox's thread ---------------------------------------------------------------------------
 
@@ -230,11 +233,14 @@ class Watch(threading.Thread):
         self._wake()
 
     def settle(self, exchange: Exchange, *, timeout_s: float) -> None:
-        """Wait until the log of a finished exchange has come through (its END line), or the time is up.
+        """Wait until the log of a finished exchange has come through (its END line), or nothing of it has come for so long.
 
         What a runtime died of stands in the log alone: that is waited for longer, as the record would lack its end.
         """
-        self._wait_while(lambda: not exchange.output.ended, timeout_s)
+        deadline, seen = time.monotonic() + _LONGEST_SETTLE_S, -1
+        while not exchange.output.ended and seen != self._log_reads and time.monotonic() < deadline:
+            seen = self._log_reads
+            self._wait_while(lambda: not exchange.output.ended, timeout_s)
         if self.relayed:
             self._wait_while(lambda: _death_is_unexplained(exchange), _DEATH_PATIENCE_S)
 
@@ -380,6 +386,7 @@ class Watch(threading.Thread):
                 self.log_ended = True
                 self._changed.notify_all()
             return
+        self._log_reads += 1
         for stream, payload in self._frames.feed(data):
             if stream == STDOUT:
                 self._function_output(payload)

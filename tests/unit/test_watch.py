@@ -180,6 +180,26 @@ def test_what_is_printed_between_invocations_belongs_to_none(bench: Bench) -> No
     assert exchange.output.tail() == "one\n"
 
 
+def test_a_log_that_goes_on_coming_is_waited_for(bench: Bench) -> None:
+    """Over a slow line, much output arrives long after the response."""
+    exchange = bench.expect()
+
+    def late() -> None:
+        for _ in range(20):
+            time.sleep(0.05)
+            bench.says("x" * 99 + "\n", stream=1)
+        bench.says(END, stream=1)
+
+    bench.says(START, stream=1)
+    speaking = threading.Thread(target=late)
+    speaking.start()
+    bench.watch.settle(exchange, timeout_s=0.5)
+    bench.watch.finish(exchange)
+    speaking.join()
+    assert exchange.output.ended
+    assert len(bench.printed) == 20 * 100
+
+
 def test_a_crash_in_the_middle_of_a_line_loses_nothing(bench: Bench) -> None:
     exchange = bench.expect()
     bench.says(START + "half a li", stream=1)
