@@ -44,7 +44,7 @@ SAMPLE_S = 0.02
 GRACE_S = 30.0
 """How much longer than every limit the RIE may take before it is given up."""
 _LOG_PATIENCE_S = 0.5
-"""How long the last lines of an invocation's log may take to arrive; they take about 1 ms."""
+"""How long the last lines of an invocation's log are waited for while none comes; they take about 1 ms."""
 _AHEAD_S = 20 * 86400.0
 """How long the answer to a request that stands for an init ahead may take; poll(2) takes some 24 days at most."""
 _MIB = 1024 * 1024

@@ -396,7 +396,14 @@ class Sandbox:
             response_bytes=len(verdict.payload),
             log_tail=_log_tail(request_id, self.function.version, exchange, verdict, report),
             report=report,
-            notes=(*self._cell.notes, *seen.notes, *verdict.notes, *init_notes, *self._ahead_notes()),
+            notes=(
+                *self._cell.notes,
+                *seen.notes,
+                *verdict.notes,
+                *init_notes,
+                *self._ahead_notes(),
+                *_output_notes(exchange, verdict),
+            ),
             payload=verdict.payload,
         )
 
@@ -476,6 +483,13 @@ def _parsed(payload: bytes) -> tuple[Any, str]:
         return strict_json.loads(payload), "json"  # a document that held NaN could not be read
     except ValueError:
         return base64.b64encode(payload).decode(), "base64"
+
+
+def _output_notes(exchange: Exchange, verdict: Verdict) -> tuple[str, ...]:
+    """After every response the RIE writes an END line: without it, what stood before it may not have come either."""
+    if verdict.outcome is not Outcome.SUCCESS or exchange.output.ended:
+        return ()
+    return ("the log had not come to its end when it was no longer waited for: the end of the output may be missing",)
 
 
 def _log_tail(request_id: str, version: str, exchange: Exchange, verdict: Verdict, report: str) -> str:

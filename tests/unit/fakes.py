@@ -197,6 +197,7 @@ class FakeCell:
     start_trouble: Exception | None = None
     fail_inits_ahead: int = 0
     settle_trouble: Exception | None = None
+    log_comes_to_its_end: bool = True
     exchange: Exchange | None = None
 
     def __post_init__(self) -> None:
@@ -297,6 +298,7 @@ class FakeCell:
         assert exchange is self.exchange
         if self.settle_trouble is not None:
             raise self.settle_trouble
+        exchange.output.ended = self.log_comes_to_its_end
 
     def gone(self, error: BaseException) -> SandboxGone:
         return SandboxGone("the container was removed by someone else")

@@ -229,6 +229,14 @@ def test_a_log_that_breaks_off_is_an_engine_error_on_the_record() -> None:
     assert record.notes[-1] == "not measured, because the engine failed: the watch failed"
 
 
+def test_output_whose_end_did_not_come_is_told() -> None:
+    sandbox, cell = started()
+    cell.log_comes_to_its_end = False
+    assert any("end of the output may be missing" in note for note in sandbox.invoke(event()).notes)
+    cell.log_comes_to_its_end = True
+    assert not any("end of the output" in note for note in sandbox.invoke(event()).notes)
+
+
 def test_the_record_carries_the_limits_as_read_back_and_what_the_vantage_noted() -> None:
     sandbox, cell = started()
     record = sandbox.invoke(event())
