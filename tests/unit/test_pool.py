@@ -522,11 +522,14 @@ class Crowd(RuleBasedStateMachine):
     @invariant()
     def no_sandbox_is_lost(self) -> None:
         for pool, stand in zip(self.pools, self.stands, strict=True):
-            kept = {id(view.sandbox.cell) for view in pool.views()}
-            # What is in no pool has ended, or is about to.
+
+            def kept_or_ended(cell: FakeCell, pool: Pool = pool) -> bool:
+                return bool(cell.closed) or any(view.sandbox.cell is cell for view in pool.views())
+
+            # What is in no pool has ended, or is about to; or is about to come into one, where it stands in for a retired one.
             for cell in stand.cells:
-                if id(cell) not in kept and cell.starts:
-                    until(lambda cell=cell: cell.closed, "it ends")  # type: ignore[misc]
+                if cell.starts:
+                    until(lambda cell=cell: kept_or_ended(cell), "it ends")  # type: ignore[misc]
 
     def teardown(self) -> None:
         for pool in self.pools:
