@@ -776,22 +776,10 @@ def python_of(member: dict[str, Any]) -> str:
 
 
 def test_a_user_who_is_not_root_gets_the_agent_and_its_exact_figures(lab: Lab, member: dict[str, Any]) -> None:
-    timeout = ("--timeout", str(scaled(5)))
-    options = (
-        "--runtime",
-        "python3.13",
-        "--handler",
-        "app.handler",
-        "--no-pull",
-        "-m",
-        "512",
-        "--json",
-        "-n",
-        "2",
-        *timeout,
-    )
+    options = ("--runtime", "python3.13", "--handler", "app.handler", "--no-pull", "-m", "512", "--json", "-n", "2")
     python = python_of(member)
-    done = as_member(member, python, "-B", "-m", "harness", "invoke", member["function"], *options, "-e", '{"mb": 100}')
+    more = ("-e", '{"mb": 100}', "--timeout", str(scaled(5)))
+    done = as_member(member, python, "-B", "-m", "harness", "invoke", member["function"], *options, *more)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["host"]["vantage"] == "agent"

@@ -76,10 +76,10 @@ def test_durations_are_those_of_the_rie_s_own_clock(lab: Lab) -> None:
 def test_init_runs_without_a_quota(lab: Lab) -> None:
     source = """
         import time
-        began = time.perf_counter()
-        while time.process_time() < 0.5:
+        began, cpu = time.perf_counter(), time.process_time()
+        while time.process_time() - cpu < 0.5:
             pass
-        share = time.process_time() / (time.perf_counter() - began)
+        share = (time.process_time() - cpu) / (time.perf_counter() - began)
         def handler(event, context):
             return share
     """
